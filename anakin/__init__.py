@@ -1,0 +1,1 @@
+"""Anakin: environment, agent and update in one XLA program on every device."""

@@ -1,0 +1,1 @@
+"""podracer: the Podracer architectures, Anakin and Sebulba, in JAX."""

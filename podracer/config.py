@@ -1,0 +1,118 @@
+"""Configuration shared by all agents: frozen dataclasses of plain values, free of JAX.
+
+A command line must answer a wrong value before JAX starts, so nothing here imports it.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+
+def check(condition: bool, message: str) -> None:
+  """Raises ValueError(message), which a command line prints as one line, unless `condition`."""
+  if not condition:
+    raise ValueError(message)
+
+
+def check_positive(**values: float) -> None:
+  """Raises ValueError naming the first of `values` that is not a finite number above 0."""
+  for name, value in values.items():
+    check(math.isfinite(value) and value > 0, f"{name} must be above 0, got {value}")
+
+
+def check_at_least(minimum: float, **values: float) -> None:
+  """Raises ValueError naming the first of `values` below `minimum` or not finite."""
+  for name, value in values.items():
+    check(
+      math.isfinite(value) and value >= minimum, f"{name} must be at least {minimum}, got {value}"
+    )
+
+
+def check_fraction(**values: float) -> None:
+  """Raises ValueError naming the first of `values` outside [0, 1]."""
+  for name, value in values.items():
+    check(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
+
+
+def nearest(name: str, valid: Iterable[str], most: int = 5) -> list[str]:
+  """Returns the names of `valid` most like `name`, nearest first, case ignored."""
+  by_lower = {candidate.lower(): candidate for candidate in valid}
+  found = difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=0.4)
+  contains = [lower for lower in by_lower if name.lower() in lower and lower not in found]
+  return [by_lower[lower] for lower in [*found, *contains][:most]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+  """What every agent's learner has; an agent's own configuration extends it."""
+
+  learning_rate: float = 5e-4
+  """Step size of the optimiser at the start."""
+  learning_rate_schedule: Literal["constant", "linear"] = "constant"
+  """`linear` falls to 0 at the end of the run."""
+  optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+  """Update rule."""
+  optimizer_epsilon: float = 1e-5
+  """Epsilon of adam and rmsprop."""
+  max_gradient_norm: float = 40.0
+  """Gradients are scaled down to this global norm; 0 turns clipping off."""
+  num_minibatches: int = 1
+  """Parts a batch is cut into, along its environments; one gradient step for each."""
+  num_epochs: int = 1
+  """Passes over a batch."""
+  target_update: Literal["none", "periodic", "polyak"] = "none"
+  """How target parameters follow the parameters."""
+  target_update_period: int = 100
+  """Updates between copies (`periodic`)."""
+  target_update_rate: float = 0.005
+  """Share of the new parameters an update mixes in (`polyak`)."""
+  max_refused_updates: int = 10
+  """Updates refused in a row, because a loss or a gradient was not finite, that end the run."""
+
+  def __post_init__(self) -> None:
+    check_positive(
+      learning_rate=self.learning_rate,
+      optimizer_epsilon=self.optimizer_epsilon,
+      num_minibatches=self.num_minibatches,
+      num_epochs=self.num_epochs,
+      target_update_period=self.target_update_period,
+      target_update_rate=self.target_update_rate,
+      max_refused_updates=self.max_refused_updates,
+    )
+    check_at_least(0, max_gradient_norm=self.max_gradient_norm)
+    check_fraction(target_update_rate=self.target_update_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+  """The torso and the recurrent core of a network."""
+
+  torso: Literal["auto", "mlp", "conv", "nature_cnn", "impala_resnet"] = "auto"
+  """How observations are read; `auto` takes `mlp` for vectors, `conv` for images under 36 pixels a
+  side and `impala_resnet` for larger ones. A dict observation has a torso for every entry."""
+  hidden_sizes: tuple[int, ...] = (64, 64)
+  """Widths of the dense layers of `mlp`, and of those behind the convolutions of the others."""
+  activation: Literal["relu", "tanh", "gelu", "silu"] = "relu"
+  """Nonlinearity."""
+  conv_channels: tuple[int, ...] = (16,)
+  """Channels of the 3x3 convolutions of `conv`."""
+  resnet_channels: tuple[int, ...] = (16, 32, 32)
+  """Channels of the sections of `impala_resnet`; each halves the picture."""
+  resnet_blocks: int = 2
+  """Residual blocks in a section."""
+  lstm_size: int = 0
+  """Width of an LSTM core behind the torso; 0 has none."""
+  use_previous_action: bool = False
+  """The core also sees the last action."""
+  use_previous_reward: bool = False
+  """The core also sees the last reward, clipped to [-1, 1]."""
+
+  def __post_init__(self) -> None:
+    for name in ("hidden_sizes", "conv_channels", "resnet_channels"):
+      sizes = getattr(self, name)
+      check(all(size > 0 for size in sizes), f"{name} must all be above 0, got {sizes}")
+    check(len(self.conv_channels) > 0, "conv_channels must not be empty")
+    check(len(self.resnet_channels) > 0, "resnet_channels must not be empty")
+    check_at_least(0, resnet_blocks=self.resnet_blocks, lstm_size=self.lstm_size)

@@ -1,0 +1,108 @@
+"""The environment suites: one module each, found by its name, `suite:environment`.
+
+A suite module has `NAMES` (its environments), `EXTRA` (the extra of `podracer-rl` that installs its
+library, or None), and `make(name, **options) -> Environment`. It imports JAX and its library in `make`
+only, so that names can be listed and checked before JAX starts.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from podracer import config
+
+
+def suites() -> tuple[str, ...]:
+  """Returns the names of all suites, installed or not."""
+  return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def suite(name: str) -> ModuleType:
+  """Returns the module of a suite."""
+  return importlib.import_module(f"{__name__}.{name}")
+
+
+def is_installed(module: ModuleType) -> bool:
+  """Returns True where the library of a suite can be imported."""
+  return importlib.util.find_spec(module.LIBRARY) is not None
+
+
+def names() -> Iterator[str]:
+  """Yields every `suite:environment` there is, of suites that are not installed too."""
+  for suite_name in suites():
+    yield from (f"{suite_name}:{name}" for name in suite(suite_name).NAMES)
+
+
+def check_name(name: str) -> None:
+  """Checks `suite:environment` or `package.module:function` without importing JAX or the suite.
+
+  Raises:
+    ValueError: for an unknown suite or environment, with the nearest names; for a suite whose
+      library is not installed, with the command that installs it.
+  """
+  prefix, separator, rest = name.partition(":")
+  if prefix in suites():
+    module = suite(prefix)
+    if rest not in module.NAMES:
+      raise ValueError(_unknown(name))
+    if not is_installed(module):
+      raise ValueError(
+        f"environment {name} needs the {prefix} suite: pip install 'podracer-rl[{module.EXTRA}]'"
+      )
+    return
+  # A module name has a dot or can be found; else it is more likely a misspelt suite.
+  if not separator or not rest or not _is_findable(prefix):
+    raise ValueError(_unknown(name))
+
+
+def _is_findable(module_name: str) -> bool:
+  try:
+    return importlib.util.find_spec(module_name) is not None
+  except (ImportError, ValueError):
+    return False
+
+
+def _unknown(name: str) -> str:
+  close = config.nearest(name, names()) or config.nearest(name.rpartition(":")[2], names())
+  hint = f"; nearest: {', '.join(close)}" if close else ""
+  return (
+    f"unknown environment {name}{hint} (`podracer envs` lists all; your own is "
+    "package.module:function)"
+  )
+
+
+def make(name: str, **options: Any) -> Any:
+  """Builds an environment.
+
+  Args:
+    name: `suite:environment`, or `package.module:function` of the user's own, which is called with
+      the options and returns an `Environment`.
+    **options: passed on to the suite, or to the function.
+
+  Returns:
+    An `environment.Environment` whose spec carries `name`.
+
+  Raises:
+    ValueError: as `check_name`, for an option the suite doesn't know, and for a function of the user's
+      that is not there or returns something else.
+  """
+  from podracer import environment as environment_lib
+
+  check_name(name)
+  prefix, _, rest = name.partition(":")
+  if prefix in suites():
+    made = suite(prefix).make(rest, **options)
+  else:
+    function = getattr(importlib.import_module(prefix), rest, None)
+    if function is None:
+      raise ValueError(f"environment {name}: module {prefix} has no function {rest}")
+    made = function(**options)
+    if not isinstance(made, environment_lib.Environment):
+      raise ValueError(
+        f"environment {name}: {rest}() returned {type(made).__name__}, not a "
+        "podracer.environment.Environment"
+      )
+  return made._replace(spec=made.spec._replace(name=name))

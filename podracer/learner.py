@@ -1,0 +1,229 @@
+"""The learner: from a trajectory to new parameters, the same for every agent and both machines.
+
+The one collective of the whole system is written here: gradients, metrics and statistics are averaged
+over the mesh axis by `jax.lax.pmean`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from podracer import agent as agent_lib
+from podracer import config as config_lib
+from podracer import types
+
+REFUSED = "refused"
+"""Metric: the number of gradient steps refused because something was not finite."""
+REFUSED_IN_A_ROW = "refused_in_a_row"
+"""Metric: refused updates since the last accepted one."""
+NON_FINITE = "non_finite/"
+"""Prefix of the metrics that count how often a metric was not finite."""
+
+
+class LearnerState(NamedTuple):
+  """What the learner carries from update to update; the same on every device.
+
+  Attributes:
+    params: the agent's.
+    target_params: a copy that follows them, or None.
+    optimizer_state: optax's.
+    num_updates: int32, trajectories learnt from.
+    num_refused: int32, gradient steps refused in a row.
+  """
+
+  params: types.Params
+  target_params: types.Params | None
+  optimizer_state: optax.OptState
+  num_updates: types.Array
+  num_refused: types.Array
+
+
+class Learner(NamedTuple):
+  """The learner of one agent.
+
+  Attributes:
+    init: key -> LearnerState.
+    update: (state, key, trajectory) -> (state, metrics), one pass over one trajectory.
+  """
+
+  init: Callable[[types.Key], LearnerState]
+  update: Callable[
+    [LearnerState, types.Key, types.Trajectory], tuple[LearnerState, types.Metrics]
+  ]
+
+
+def make_optimizer(
+  config: config_lib.LearnerConfig, num_updates: int
+) -> optax.GradientTransformation:
+  """Builds the optimiser.
+
+  Args:
+    config: of the learner.
+    num_updates: trajectories the whole run learns from, over which a linear schedule falls to 0.
+
+  Returns:
+    Clipping by global norm, then the update rule.
+  """
+  learning_rate: Any = config.learning_rate
+  if config.learning_rate_schedule == "linear":
+    num_steps = max(1, num_updates) * config.num_minibatches * config.num_epochs
+    learning_rate = optax.linear_schedule(config.learning_rate, 0.0, num_steps)
+  rule = {
+    "adam": lambda: optax.adam(learning_rate, eps=config.optimizer_epsilon),
+    "rmsprop": lambda: optax.rmsprop(learning_rate, decay=0.99, eps=config.optimizer_epsilon),
+    "sgd": lambda: optax.sgd(learning_rate),
+  }[config.optimizer]()
+  if config.max_gradient_norm > 0:
+    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), rule)
+  return rule
+
+
+def make_learner(
+  agent: agent_lib.Agent,
+  config: config_lib.LearnerConfig,
+  num_updates: int = 1,
+  axis_name: str | None = None,
+) -> Learner:
+  """Builds the learner of an agent.
+
+  Args:
+    agent: the agent.
+    config: of the learner.
+    num_updates: trajectories of the whole run, see `make_optimizer`.
+    axis_name: mesh axis over which the environments are sharded, or None on one device without one.
+
+  Returns:
+    Pure functions; `update` must run inside `jax.shard_map(..., check_vma=False)` if `axis_name` is
+    given: with the default the gradient of replicated parameters is already summed over the axis.
+  """
+  optimizer = make_optimizer(config, num_updates)
+
+  def init(key: types.Key) -> LearnerState:
+    params = agent.init(key)
+    # A copy: donated state must not hold one buffer twice.
+    target_params = None if config.target_update == "none" else jax.tree.map(jnp.copy, params)
+    return LearnerState(
+      params=params,
+      target_params=target_params,
+      optimizer_state=optimizer.init(params),
+      num_updates=jnp.zeros((), jnp.int32),
+      num_refused=jnp.zeros((), jnp.int32),
+    )
+
+  def gradient_step(
+    state: LearnerState, key: types.Key, trajectory: types.Trajectory
+  ) -> tuple[LearnerState, types.Metrics]:
+    target_params = state.params if state.target_params is None else state.target_params
+    (loss, info), gradient = jax.value_and_grad(agent.loss, has_aux=True)(
+      state.params, target_params, key, trajectory
+    )
+    metrics = {"loss/total": loss, **info.metrics}
+    statistics = info.statistics
+    if axis_name is not None:
+      gradient, metrics, statistics = jax.lax.pmean((gradient, metrics, statistics), axis_name)
+    metrics["gradient_norm"] = optax.global_norm(gradient)
+    accept = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["loss/total"])
+
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if agent.update_statistics is not None:
+      params = agent.update_statistics(params, statistics)
+    # Refusing keeps the state as it was: one NaN in the parameters would be there for ever.
+    params, optimizer_state = jax.tree.map(
+      lambda new, old: jnp.where(accept, new, old),
+      (params, optimizer_state),
+      (state.params, state.optimizer_state),
+    )
+    num_refused = jnp.where(accept, 0, state.num_refused + 1).astype(jnp.int32)
+    state = state._replace(params=params, optimizer_state=optimizer_state, num_refused=num_refused)
+    return state, _guarded(metrics, accept)
+
+  def update(
+    state: LearnerState, key: types.Key, trajectory: types.Trajectory
+  ) -> tuple[LearnerState, types.Metrics]:
+    if config.num_minibatches * config.num_epochs == 1:
+      state, metrics = gradient_step(state, key, trajectory)
+    else:
+      state, metrics = _minibatch_updates(config, gradient_step, state, key, trajectory)
+    state = state._replace(num_updates=state.num_updates + 1)
+    state = state._replace(target_params=_updated_target(config, state))
+    metrics[REFUSED_IN_A_ROW] = state.num_refused.astype(jnp.float32)
+    return state, metrics
+
+  return Learner(init=init, update=update)
+
+
+def _guarded(metrics: types.Metrics, accept: types.Array) -> types.Metrics:
+  """Adds which metrics were not finite, and keeps these out of every mean."""
+  flags = {NON_FINITE + name: ~jnp.isfinite(value) for name, value in metrics.items()}
+  clean = {name: jnp.where(jnp.isfinite(value), value, 0.0) for name, value in metrics.items()}
+  flags = {name: flag.astype(jnp.float32) for name, flag in flags.items()}
+  return {**clean, **flags, REFUSED: 1.0 - accept.astype(jnp.float32)}
+
+
+def _minibatch_updates(
+  config: config_lib.LearnerConfig,
+  gradient_step: Callable[..., tuple[LearnerState, types.Metrics]],
+  state: LearnerState,
+  key: types.Key,
+  trajectory: types.Trajectory,
+) -> tuple[LearnerState, types.Metrics]:
+  """Scans gradient steps over shuffled minibatches of whole unrolls; means of the metrics."""
+  batch_size = trajectory.actor_outputs.action.shape[1]
+  config_lib.check(
+    batch_size % config.num_minibatches == 0,
+    f"num_minibatches={config.num_minibatches} does not divide the {batch_size} environments that "
+    "one device learns from",
+  )
+
+  def minibatch_step(carry: LearnerState, xs: Any) -> tuple[LearnerState, types.Metrics]:
+    index, step_key = xs
+    take = lambda axis: lambda x: jnp.take(x, index, axis=axis)  # noqa: E731
+    minibatch = types.Trajectory(
+      timesteps=jax.tree.map(take(1), trajectory.timesteps),
+      actor_outputs=jax.tree.map(take(1), trajectory.actor_outputs),
+      initial_state=jax.tree.map(take(0), trajectory.initial_state),
+    )
+    return gradient_step(carry, step_key, minibatch)
+
+  def epoch(carry: LearnerState, epoch_key: types.Key) -> tuple[LearnerState, types.Metrics]:
+    shuffle_key, steps_key = jax.random.split(epoch_key)
+    order = jax.random.permutation(shuffle_key, batch_size)
+    # [B] -> [num_minibatches, B / num_minibatches]
+    indices = order.reshape(config.num_minibatches, -1)
+    return jax.lax.scan(
+      minibatch_step, carry, (indices, jax.random.split(steps_key, config.num_minibatches))
+    )
+
+  state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
+  summed = {name for name in metrics if name == REFUSED or name.startswith(NON_FINITE)}
+  return state, {
+    name: jnp.sum(value) if name in summed else jnp.mean(value) for name, value in metrics.items()
+  }
+
+
+def _updated_target(
+  config: config_lib.LearnerConfig, state: LearnerState
+) -> types.Params | None:
+  if config.target_update == "none":
+    return None
+  if config.target_update == "polyak":
+    return optax.incremental_update(
+      state.params, state.target_params, step_size=config.target_update_rate
+    )
+  return optax.periodic_update(
+    state.params, state.target_params, state.num_updates, config.target_update_period
+  )
+
+
+def refusal_reason(metrics: dict[str, float]) -> str:
+  """Returns which metrics were not finite, as `name (count)`, from a report's metrics."""
+  counts = {
+    name.removeprefix(NON_FINITE): int(value)
+    for name, value in metrics.items()
+    if name.startswith(NON_FINITE) and value > 0
+  }
+  return ", ".join(f"{name} ({count} times)" for name, count in counts.items())

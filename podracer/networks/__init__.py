@@ -1,0 +1,1 @@
+"""Neural networks in flax.linen: torsos, recurrent cores and heads."""

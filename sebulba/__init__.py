@@ -1,0 +1,1 @@
+"""Sebulba: host environments and actor cores that feed learner cores."""
