@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import types
 
-REFUSED = "refused"
-"""Metric: the number of gradient steps refused because something was not finite."""
-REFUSED_IN_A_ROW = "refused_in_a_row"
-"""Metric: refused updates since the last accepted one."""
+GRADIENT_STEPS = "gradient_steps"
+"""Metric: the number of gradient steps tried."""
+REFUSED = "refused_gradient_steps"
+"""Metric: how many of them were refused because something was not finite."""
 NON_FINITE = "non_finite/"
 """Prefix of the metrics that count how often a metric was not finite."""
 
@@ -46,7 +47,8 @@ class Learner(NamedTuple):
 
   Attributes:
     init: key -> LearnerState.
-    update: (state, key, trajectory) -> (state, metrics), one pass over one trajectory.
+    update: (state, key, trajectory) -> (state, metrics), learns from one trajectory. The metrics are
+      sums over its gradient steps, so that they can be added up over updates; `mean_metrics` ends it.
   """
 
   init: Callable[[types.Key], LearnerState]
@@ -149,9 +151,7 @@ def make_learner(
     else:
       state, metrics = _minibatch_updates(config, gradient_step, state, key, trajectory)
     state = state._replace(num_updates=state.num_updates + 1)
-    state = state._replace(target_params=_updated_target(config, state))
-    metrics[REFUSED_IN_A_ROW] = state.num_refused.astype(jnp.float32)
-    return state, metrics
+    return state._replace(target_params=_updated_target(config, state)), metrics
 
   return Learner(init=init, update=update)
 
@@ -161,7 +161,8 @@ def _guarded(metrics: types.Metrics, accept: types.Array) -> types.Metrics:
   flags = {NON_FINITE + name: ~jnp.isfinite(value) for name, value in metrics.items()}
   clean = {name: jnp.where(jnp.isfinite(value), value, 0.0) for name, value in metrics.items()}
   flags = {name: flag.astype(jnp.float32) for name, flag in flags.items()}
-  return {**clean, **flags, REFUSED: 1.0 - accept.astype(jnp.float32)}
+  refused = 1.0 - accept.astype(jnp.float32)
+  return {**clean, **flags, REFUSED: refused, GRADIENT_STEPS: jnp.ones(())}
 
 
 def _minibatch_updates(
@@ -171,7 +172,7 @@ def _minibatch_updates(
   key: types.Key,
   trajectory: types.Trajectory,
 ) -> tuple[LearnerState, types.Metrics]:
-  """Scans gradient steps over shuffled minibatches of whole unrolls; means of the metrics."""
+  """Scans gradient steps over shuffled minibatches of whole unrolls; sums of the metrics."""
   batch_size = trajectory.actor_outputs.action.shape[1]
   config_lib.check(
     batch_size % config.num_minibatches == 0,
@@ -199,10 +200,7 @@ def _minibatch_updates(
     )
 
   state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
-  summed = {name for name in metrics if name == REFUSED or name.startswith(NON_FINITE)}
-  return state, {
-    name: jnp.sum(value) if name in summed else jnp.mean(value) for name, value in metrics.items()
-  }
+  return state, jax.tree.map(jnp.sum, metrics)
 
 
 def _updated_target(
@@ -219,11 +217,31 @@ def _updated_target(
   )
 
 
-def refusal_reason(metrics: dict[str, float]) -> str:
-  """Returns which metrics were not finite, as `name (count)`, from a report's metrics."""
-  counts = {
-    name.removeprefix(NON_FINITE): int(value)
+def mean_metrics(sums: dict[str, Any]) -> dict[str, Any]:
+  """Ends a sum of the metrics of updates: the means over the gradient steps where each was finite.
+
+  Args:
+    sums: name -> number or NumPy array (one entry a seed).
+
+  Returns:
+    The means, NaN where a metric never was finite, with the counts of what was not finite, if any.
+  """
+  num_steps = sums[GRADIENT_STEPS]
+  means = {}
+  for name, value in sums.items():
+    if name.startswith(NON_FINITE) or name in (REFUSED, GRADIENT_STEPS):
+      continue
+    num_finite = np.asarray(num_steps - sums[NON_FINITE + name])
+    means[name] = np.where(num_finite > 0, value / np.maximum(num_finite, 1), np.nan)
+  refused = {REFUSED: sums[REFUSED]} if np.any(sums[REFUSED]) else {}
+  non_finite = {k: v for k, v in sums.items() if k.startswith(NON_FINITE) and np.any(v)}
+  return {**means, **refused, **non_finite}
+
+
+def refusal_reason(metrics: dict[str, Any]) -> str:
+  """Returns which of a report's metrics were not finite, as `name (n times)`."""
+  return ", ".join(
+    f"{name.removeprefix(NON_FINITE)} ({int(np.sum(value))} times)"
     for name, value in metrics.items()
-    if name.startswith(NON_FINITE) and value > 0
-  }
-  return ", ".join(f"{name} ({count} times)" for name, count in counts.items())
+    if name.startswith(NON_FINITE)
+  )

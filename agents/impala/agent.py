@@ -1,0 +1,197 @@
+"""The IMPALA agent: a V-trace actor-critic (Espeholt et al. 2018)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from podracer import agent as agent_lib
+from podracer import distributions, types
+from podracer.networks import body
+
+from . import config as impala_config
+from . import losses, networks, popart
+
+Array = types.Array
+
+
+def make_agent(
+  config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec
+) -> agent_lib.Agent:
+  """Builds the agent.
+
+  Its parameters are a dict: `network`, and where they are on `popart` (moments of the targets, moved by
+  `update_statistics`) and `log_entropy_cost` (learnt, `config.entropy == "adaptive"`).
+
+  Args:
+    config: hyper-parameters.
+    spec: of the environment.
+
+  Returns:
+    Pure functions, see `podracer.agent.Agent`.
+
+  Raises:
+    ValueError: if the network doesn't fit the environment.
+  """
+  network = networks.ImpalaNetwork(config.network, spec)
+  policy = distributions.make_distribution(spec.action, config.action_distribution)
+
+  def init(key: types.Key) -> types.Params:
+    timestep = types.TimeStep(
+      step_type=jnp.zeros((1,), jnp.int8),
+      reward=jnp.zeros((1,)),
+      discount=jnp.ones((1,)),
+      observation=types.zeros_like_spec(spec.observation, (1,)),
+    )
+    params: dict[str, Any] = {"network": network.init(key, timestep, initial_state(1))}
+    if config.popart:
+      params["popart"] = popart.initial_state(spec.num_tasks)
+    if config.entropy == "adaptive":
+      params["log_entropy_cost"] = jnp.log(jnp.asarray(config.entropy_cost))
+    return params
+
+  def initial_state(batch_size: int) -> body.BodyState:
+    return body.initial_state(config.network, spec, batch_size)
+
+  def act(
+    params: types.Params,
+    key: types.Key,
+    timestep: types.TimeStep,
+    state: body.BodyState,
+    explore: bool,
+  ) -> tuple[types.ActorOutput, body.BodyState]:
+    output, state = network.apply(params["network"], timestep, state)
+    logits = distributions.mask_logits(output.logits, types.action_mask(timestep.observation))
+    action = policy.sample(key, logits) if explore else policy.mode(logits)
+    if config.network.use_previous_action:
+      state = state._replace(previous_action=action)
+    actor_output = types.ActorOutput(
+      action=action,
+      logits=logits,
+      log_prob=policy.log_prob(logits, action),
+      value=_values(params, output.value, _tasks(timestep.observation, spec)),
+    )
+    return actor_output, state
+
+  def loss(
+    params: types.Params, target_params: types.Params, key: types.Key, trajectory: types.Trajectory
+  ) -> tuple[Array, agent_lib.LossInfo]:
+    del target_params, key
+    timesteps, acted = trajectory.timesteps, trajectory.actor_outputs
+    output = network.apply(
+      params["network"], timesteps, acted.action, trajectory.initial_state, method="unroll"
+    )
+    tasks = _tasks(timesteps.observation, spec)
+    values = _values(params, output.value, tasks)  # [T+1, B]
+    logits = distributions.mask_logits(output.logits, types.action_mask(timesteps.observation))
+    logits = logits[:-1]  # [T, B, A]
+    log_pi = policy.log_prob(logits, acted.action)
+    valid_tm1 = types.is_valid_transition(timesteps.step_type[:-1])
+
+    trace = jax.vmap(
+      lambda *stream: losses.vtrace(
+        *stream,
+        lambda_=config.vtrace_lambda,
+        clip_rho=config.clip_rho,
+        clip_pg_rho=config.clip_pg_rho,
+      ),
+      in_axes=1,
+      out_axes=1,
+    )(
+      values,
+      losses.clip_reward(timesteps.reward[1:], config.reward_clip),
+      config.discount * timesteps.discount[1:],
+      log_pi - acted.log_prob,
+      valid_tm1,
+    )
+    targets = jax.lax.stop_gradient(values[:-1]) + trace.errors
+    # With PopArt both losses are in normalised units; else mean is 0 and scale is 1.
+    mean, scale = _moments(params, tasks[:-1])
+    over_batch = lambda f: lambda *xs: jnp.mean(jax.vmap(f, in_axes=1)(*xs))  # noqa: E731
+    pg_loss = over_batch(losses.policy_gradient_loss)(log_pi, trace.advantages / scale, valid_tm1)
+    value_loss = over_batch(losses.value_loss)(
+      (values[:-1] - mean) / scale, (targets - mean) / scale, valid_tm1
+    )
+    entropy = over_batch(losses.masked_mean)(policy.entropy(logits), valid_tm1)
+    num_valid = over_batch(losses.masked_mean)(jnp.ones_like(targets), valid_tm1)
+    entropy_loss, entropy_cost = _entropy_loss(config, params, entropy, num_valid)
+    total = pg_loss + config.value_cost * value_loss + entropy_loss
+    metrics = {
+      "loss/policy_gradient": pg_loss,
+      "loss/value": value_loss,
+      "loss/entropy": entropy,
+      "loss/entropy_cost": entropy_cost,
+      "loss/rho_mean": over_batch(losses.masked_mean)(jnp.exp(log_pi - acted.log_prob), valid_tm1),
+      "loss/value_mean": jnp.mean(values),
+    }
+    statistics: Any = ()
+    if config.popart:
+      statistics = popart.statistics(targets, tasks[:-1], valid_tm1, spec.num_tasks)
+    return total, agent_lib.LossInfo(metrics=metrics, statistics=statistics)
+
+  def update_statistics(params: types.Params, statistics: Any) -> types.Params:
+    old = params["popart"]
+    new = popart.update(old, statistics, config.popart_step_size)
+    return {**params, "popart": new, "network": _rescaled(params["network"], old, new)}
+
+  return agent_lib.Agent(
+    init=init,
+    initial_state=initial_state,
+    act=act,
+    loss=loss,
+    update_statistics=update_statistics if config.popart else None,
+  )
+
+
+def _tasks(observation: types.Observation, spec: types.EnvironmentSpec) -> Array:
+  """Returns the int32 index of the task, `[...]`; 0 in an environment of one task."""
+  if spec.num_tasks > 1:
+    return observation["task_id"].astype(jnp.int32)
+  array, array_spec = jax.tree.leaves(observation)[0], jax.tree.leaves(
+    spec.observation, is_leaf=types.is_array_spec
+  )[0]
+  return jnp.zeros(array.shape[: array.ndim - len(array_spec.shape)], jnp.int32)
+
+
+def _moments(params: types.Params, tasks: Array) -> tuple[Array, Array]:
+  """Returns mean and scale of the returns of each task, without gradient."""
+  if "popart" not in params:
+    return jnp.zeros(()), jnp.ones(())
+  state = jax.lax.stop_gradient(params["popart"])
+  return state.mean[tasks], state.scale[tasks]
+
+
+def _values(params: types.Params, head: Array, tasks: Array) -> Array:
+  """Returns the un-normalised value of its task, `[...]`, from the head's `[..., num_tasks]`."""
+  if head.shape[-1] == 1:
+    value = head[..., 0]
+  else:
+    value = jnp.take_along_axis(head, tasks[..., None], axis=-1)[..., 0]
+  mean, scale = _moments(params, tasks)
+  return scale * value + mean
+
+
+def _entropy_loss(
+  config: impala_config.ImpalaConfig, params: types.Params, entropy: Array, num_valid: Array
+) -> tuple[Array, Array]:
+  """Returns the entropy term and its weight.
+
+  An adaptive weight rises while the entropy is below its target and falls above, the dual of a bound
+  on the entropy (Haarnoja et al. 2018, section 5, for a weight of the entropy bonus).
+  """
+  if config.entropy == "fixed":
+    return -config.entropy_cost * entropy, jnp.asarray(config.entropy_cost)
+  cost = jnp.exp(params["log_entropy_cost"])
+  fixed_cost = jax.lax.stop_gradient(cost)
+  excess = jax.lax.stop_gradient(entropy - config.target_entropy * num_valid)
+  return -fixed_cost * entropy + params["log_entropy_cost"] * excess, fixed_cost
+
+
+def _rescaled(
+  network_params: Any, old: popart.PopArtState, new: popart.PopArtState
+) -> Any:
+  """Returns the network with its value head rescaled to the new moments."""
+  head = network_params["params"]["value"]["Dense_0"]
+  kernel, bias = popart.preserve_outputs(head["kernel"], head["bias"], old, new)
+  value = {"Dense_0": {"kernel": kernel, "bias": bias}}
+  return {**network_params, "params": {**network_params["params"], "value": value}}

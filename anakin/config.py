@@ -1,0 +1,38 @@
+"""Configuration of the Anakin machine; free of JAX."""
+
+import dataclasses
+
+from podracer import config
+
+
+@dataclasses.dataclass(frozen=True)
+class AnakinConfig:
+  """How Anakin runs an agent."""
+
+  num_environments: int = 1024
+  """Environments over all devices, for each seed."""
+  unroll_length: int = 20
+  """Time steps T between updates."""
+  updates_per_call: int = 0
+  """Updates between two reports, in one call of the compiled program; 0 takes about 100 reports a run,
+  at most 262,144 environment steps each."""
+
+  def __post_init__(self) -> None:
+    config.check_positive(
+      num_environments=self.num_environments, unroll_length=self.unroll_length
+    )
+    config.check_at_least(0, updates_per_call=self.updates_per_call)
+
+  def check_devices(self, num_devices: int) -> None:
+    """Raises ValueError unless the environments can be shared out over the devices."""
+    config.check(
+      self.num_environments % num_devices == 0,
+      f"num_environments={self.num_environments} is not divisible by the {num_devices} devices",
+    )
+
+  def resolved_updates_per_call(self, num_env_steps: int) -> int:
+    """Returns `updates_per_call`, or what 0 stands for in a run of `num_env_steps`."""
+    if self.updates_per_call:
+      return self.updates_per_call
+    steps = self.num_environments * self.unroll_length
+    return max(1, min(num_env_steps // 100, 262_144) // steps)

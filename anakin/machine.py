@@ -1,0 +1,347 @@
+"""The Anakin machine: one compiled step over a mesh of devices, and the loop that calls it.
+
+Hessel et al. (2021), section 3.1: environments are batched by `vmap`, acting and learning are one
+program, replicated over all devices; the only communication is the mean of the gradients.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from podracer import agent as agent_lib
+from podracer import config as config_lib
+from podracer import environment as environment_lib
+from podracer import episodes, learner, report, types
+
+from . import config, rollout
+
+AXIS = "devices"
+P = jax.sharding.PartitionSpec
+
+
+class AnakinState(NamedTuple):
+  """The whole state of a run: restoring it goes on bit for bit.
+
+  With several seeds every leaf has a leading axis of seeds.
+
+  Attributes:
+    learner: the same on every device.
+    actor: environments, sharded over the devices.
+    key: `[num_devices]`, one key a device.
+  """
+
+  learner: learner.LearnerState
+  actor: rollout.ActorState
+  key: types.Key
+
+
+class CallTotals(NamedTuple):
+  """What one call of the compiled program sums up, over all devices."""
+
+  env_steps: types.Array
+  episodes: episodes.EpisodeTotals
+  learner: types.Metrics
+
+
+class Anakin:
+  """Runs one agent in one JAX-native environment on all devices of a mesh."""
+
+  def __init__(
+    self,
+    agent: agent_lib.Agent,
+    environment: environment_lib.Environment,
+    learner_config: config_lib.LearnerConfig,
+    machine_config: config.AnakinConfig,
+    *,
+    num_env_steps: int,
+    num_seeds: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    """Builds the program; nothing is compiled before the first call.
+
+    Args:
+      agent: the agent.
+      environment: the environment.
+      learner_config: of the learner.
+      machine_config: of the machine.
+      num_env_steps: of the whole run, over which a learning-rate schedule runs.
+      num_seeds: whole runs side by side, as if each had been run alone with `seed + i`.
+      devices: all devices of all processes by default.
+
+    Raises:
+      ValueError: if the environments can't be shared out over the devices, or a minibatch is not whole.
+    """
+    devices = jax.devices() if devices is None else devices
+    machine_config.check_devices(len(devices))
+    self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    self.num_seeds = num_seeds
+    self.config = machine_config
+    self.agent = agent
+    self.steps_per_update = machine_config.num_environments * machine_config.unroll_length
+    self.max_refused_updates = learner_config.max_refused_updates
+    self._environment = environment
+    local_environments = machine_config.num_environments // len(devices)
+    config_lib.check(
+      local_environments % learner_config.num_minibatches == 0,
+      f"num_minibatches={learner_config.num_minibatches} does not divide the "
+      f"{local_environments} environments of a device",
+    )
+    self._learner = learner.make_learner(
+      agent, learner_config, -(-num_env_steps // self.steps_per_update), axis_name=AXIS
+    )
+    seeds = (None,) if num_seeds > 1 else ()
+    replicated, sharded = P(), P(*seeds, AXIS)
+    self._specs = AnakinState(learner=replicated, actor=sharded, key=sharded)
+    body = self._updates if num_seeds == 1 else jax.vmap(self._updates, in_axes=(0, None))
+    # check_vma=False: see `learner`; V-trace's scan does not trace under True either.
+    self._advance = jax.jit(
+      jax.shard_map(
+        body,
+        mesh=self.mesh,
+        in_specs=(self._specs, P()),
+        out_specs=(self._specs, P()),
+        check_vma=False,
+      ),
+      donate_argnums=0,
+    )
+
+  def init(self, seed: int) -> AnakinState:
+    """Returns the state at the beginning of a run, on its devices."""
+    shardings = jax.tree.map(
+      lambda spec: jax.sharding.NamedSharding(self.mesh, spec),
+      self._specs,
+      is_leaf=lambda x: isinstance(x, P),
+    )
+    return jax.jit(self._init, out_shardings=shardings)(self._seeds(seed))
+
+  def abstract_state(self) -> AnakinState:
+    """Returns shapes, dtypes and shardings of the state, for a checkpoint to be restored onto."""
+    shapes = jax.eval_shape(self._init, self._seeds(0))
+
+    def with_sharding(spec: P, tree: Any) -> Any:
+      sharding = jax.sharding.NamedSharding(self.mesh, spec)
+      return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+      )
+
+    return AnakinState(*(with_sharding(s, t) for s, t in zip(self._specs, shapes, strict=True)))
+
+  def advance(self, state: AnakinState, num_updates: int) -> tuple[AnakinState, CallTotals]:
+    """Does `num_updates` updates in one call of the compiled program.
+
+    Args:
+      state: donated.
+      num_updates: any number; it is no constant of the program.
+
+    Returns:
+      The state after, and the totals, `[num_seeds]` each where there are several.
+    """
+    return self._advance(state, jnp.asarray(num_updates, jnp.int32))
+
+  def _seeds(self, seed: int) -> np.ndarray:
+    seeds = np.arange(seed, seed + self.num_seeds, dtype=np.uint32)
+    return seeds if self.num_seeds > 1 else seeds[0]
+
+  def _init(self, seeds: types.Array) -> AnakinState:
+    return self._init_one(seeds) if self.num_seeds == 1 else jax.vmap(self._init_one)(seeds)
+
+  def _init_one(self, seed: types.Array) -> AnakinState:
+    learner_key, actor_key, key = jax.random.split(jax.random.key(seed), 3)
+    environment_keys = jax.random.split(actor_key, self.config.num_environments)
+    return AnakinState(
+      learner=self._learner.init(learner_key),
+      actor=rollout.initial_state(self.agent, self._environment, environment_keys),
+      key=jax.random.split(key, self.mesh.size),
+    )
+
+  def _update(self, state: AnakinState) -> tuple[AnakinState, types.Array, types.Metrics]:
+    """One unroll and one update of one device."""
+    key, act_key, learn_key = jax.random.split(state.key[0], 3)
+    actor, trajectory = rollout.unroll(
+      self.agent,
+      self._environment,
+      state.learner.params,
+      act_key,
+      state.actor,
+      self.config.unroll_length,
+    )
+    learner_state, metrics = self._learner.update(state.learner, learn_key, trajectory)
+    state = AnakinState(learner=learner_state, actor=actor, key=key[None])
+    return state, rollout.count_valid(trajectory), metrics
+
+  def _updates(self, state: AnakinState, num_updates: types.Array) -> tuple[AnakinState, CallTotals]:
+    """`num_updates` updates of one device."""
+    _, steps, metrics = jax.eval_shape(self._update, state)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (steps, metrics))
+
+    def body(_: Any, carry: Any) -> Any:
+      state, sums = carry
+      state, steps, metrics = self._update(state)
+      return state, jax.tree.map(jnp.add, sums, (steps, metrics))
+
+    state, (steps, metrics) = jax.lax.fori_loop(0, num_updates, body, (state, zeros))
+    tracker, totals = episodes.drain(state.actor.episodes)
+    state = state._replace(actor=state.actor._replace(episodes=tracker))
+    # The learner's metrics are already the same on every device.
+    steps, totals = jax.lax.psum((steps, totals), AXIS)
+    return state, CallTotals(env_steps=steps, episodes=totals, learner=metrics)
+
+
+def train(
+  agent: agent_lib.Agent,
+  environment: environment_lib.Environment,
+  learner_config: config_lib.LearnerConfig,
+  machine_config: config.AnakinConfig,
+  *,
+  num_env_steps: int,
+  seed: int = 0,
+  num_seeds: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Iterator[report.Report]:
+  """Trains an agent, yielding a report every `updates_per_call` updates and at the end.
+
+  The run ends with the first update at which *every* seed has taken `num_env_steps` environment steps.
+
+  Args:
+    agent: the agent.
+    environment: the environment.
+    learner_config: of the learner.
+    machine_config: of the machine.
+    num_env_steps: environment steps of the run.
+    seed: of everything random.
+    num_seeds: whole runs side by side, with seeds `seed .. seed + num_seeds - 1`.
+    devices: all devices by default.
+
+  Yields:
+    Reports; the state in a report is donated when the next one is asked for.
+
+  Raises:
+    ValueError: for a configuration that can't work.
+    report.TrainingError: if `max_refused_updates` updates in a row were not finite.
+  """
+  machine = Anakin(
+    agent,
+    environment,
+    learner_config,
+    machine_config,
+    num_env_steps=num_env_steps,
+    num_seeds=num_seeds,
+    devices=devices,
+  )
+  yield from run(machine, machine.init(seed), num_env_steps=num_env_steps)
+
+
+def run(
+  machine: Anakin,
+  state: AnakinState,
+  *,
+  num_env_steps: int,
+  counters: dict[str, Any] | None = None,
+  pause_every: int = 0,
+) -> Iterator[report.Report]:
+  """Runs a machine from a state: `train` with the state in the caller's hands.
+
+  Args:
+    machine: the machine.
+    state: from `machine.init` or a checkpoint; donated.
+    num_env_steps: where the run ends, counted from its very beginning.
+    counters: those of the report that `state` belongs to; None at the beginning.
+    pause_every: also report at the first update at or past each multiple of this many environment
+      steps; 0 does not.
+
+  Yields:
+    Reports. Where they fall depends on the configuration only, not on where a run was interrupted.
+  """
+  counts = _Counts(machine.num_seeds, counters)
+  updates_per_call = machine.config.resolved_updates_per_call(num_env_steps)
+  while counts.least_env_steps < num_env_steps:
+    begin = time.perf_counter()
+    target = num_env_steps
+    if pause_every:
+      target = min(target, (counts.least_env_steps // pause_every + 1) * pause_every)
+    boundary = (counts.updates // updates_per_call + 1) * updates_per_call
+    totals: list[CallTotals] = []
+    before = counts.env_steps.copy()
+    while counts.updates < boundary and counts.least_env_steps < target:
+      # An update takes at most `steps_per_update` environment steps, so this never passes the target.
+      remaining = (target - counts.least_env_steps) // machine.steps_per_update
+      num_updates = min(boundary - counts.updates, max(1, remaining))
+      state, call_totals = machine.advance(state, num_updates)
+      totals.append(jax.device_get(call_totals))
+      counts.add(num_updates, totals[-1])
+    seconds = time.perf_counter() - begin
+    metrics = _metrics(counts, totals, float(np.sum(counts.env_steps - before)) / seconds)
+    yield report.Report(
+      env_steps=counts.least_env_steps,
+      updates=counts.updates,
+      metrics=metrics,
+      params=state.learner.params,
+      state=state,
+      counters=counts.to_json(),
+    )
+    num_refused = int(np.max(jax.device_get(state.learner.num_refused)))
+    if num_refused >= machine.max_refused_updates:
+      raise report.TrainingError(
+        f"{num_refused} updates in a row were refused: not finite: "
+        f"{learner.refusal_reason(metrics)}; the parameters are those of the last good update"
+      )
+
+
+class _Counts:
+  """Exact counts of a run, in Python's and NumPy's 64 bits."""
+
+  def __init__(self, num_seeds: int, counters: dict[str, Any] | None):
+    counters = counters or {"updates": 0, "env_steps": [0] * num_seeds, "episodes": 0}
+    self.updates = int(counters["updates"])
+    self.env_steps = np.asarray(counters["env_steps"], np.int64)
+    self.episodes = int(counters["episodes"])
+
+  @property
+  def least_env_steps(self) -> int:
+    return int(np.min(self.env_steps))
+
+  def add(self, num_updates: int, totals: CallTotals) -> None:
+    self.updates += num_updates
+    self.env_steps = self.env_steps + np.asarray(totals.env_steps, np.int64)
+    self.episodes += int(np.sum(totals.episodes.num_episodes))
+
+  def to_json(self) -> dict[str, Any]:
+    return {
+      "updates": self.updates,
+      "env_steps": self.env_steps.tolist(),
+      "episodes": self.episodes,
+    }
+
+
+def _metrics(
+  counts: _Counts, totals: list[CallTotals], steps_per_second: float
+) -> dict[str, Any]:
+  """Returns the metrics of a report from the totals of its calls."""
+  total = jax.tree.map(lambda *xs: np.sum(np.stack(xs), axis=0, dtype=np.float64), *totals)
+  num_episodes = total.episodes.num_episodes
+  # No episode ended: there is no mean to report.
+  divisor = np.where(num_episodes > 0, num_episodes, np.nan)
+  by_seed = {
+    "episode_return_mean": total.episodes.return_sum / divisor,
+    "episode_length_mean": total.episodes.length_sum / divisor,
+    **learner.mean_metrics(total.learner),
+  }
+  metrics: dict[str, Any] = {
+    "env_steps": counts.least_env_steps,
+    "updates": counts.updates,
+    "steps_per_second": steps_per_second,
+    "episodes": counts.episodes,
+  }
+  for name, value in by_seed.items():
+    values = np.atleast_1d(value)
+    finite = values[np.isfinite(values)]
+    metrics[name] = float(np.mean(finite)) if finite.size else float("nan")
+    if len(counts.env_steps) > 1:
+      metrics[f"seeds/{name}"] = values.tolist()
+  if len(counts.env_steps) > 1:
+    metrics["seeds/env_steps"] = counts.env_steps.tolist()
+  return metrics

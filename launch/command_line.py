@@ -1,0 +1,76 @@
+"""Parsing of command lines: tyro, with every fault as one line and exit code 2."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from podracer import config
+
+T = TypeVar("T")
+USAGE_ERROR = 2
+
+
+def fail(program: str, message: str) -> NoReturn:
+  """Prints one line and exits with code 2."""
+  print(f"{program}: {message}", file=sys.stderr)
+  sys.exit(USAGE_ERROR)
+
+
+def parse(cls: Any, program: str, args: Sequence[str], default: Any = None) -> Any:
+  """Parses arguments into a dataclass.
+
+  Args:
+    cls: the dataclass.
+    program: the words before the arguments, for messages.
+    args: the arguments.
+    default: an instance whose values are the defaults, or None.
+
+  Returns:
+    An instance of `cls`. For `--help` it prints and exits with 0, for a fault with 2.
+  """
+  errors = io.StringIO()
+  keywords = {} if default is None else {"default": default}
+  try:
+    with contextlib.redirect_stderr(errors):
+      return tyro.cli(cls, prog=program, args=list(args), use_underscores=True, **keywords)
+  except SystemExit as stop:
+    if stop.code == 0:
+      raise
+    fail(program, _one_line(errors.getvalue()))
+
+
+def peek(args: Sequence[str], name: str) -> str | None:
+  """Returns the value of `--name=value` or `--name value` before the real parsing, or None."""
+  value = None
+  for i, arg in enumerate(args):
+    flag, separator, rest = arg.partition("=")
+    if flag.replace("-", "_") == f"__{name}":
+      value = rest if separator else (args[i + 1] if i + 1 < len(args) else None)
+  return value
+
+
+def check_choice(kind: str, name: str, valid: Sequence[str]) -> None:
+  """Raises ValueError unless `name` is one of `valid`."""
+  if name not in valid:
+    close = config.nearest(name, valid)
+    hint = f"; nearest: {close[0]}" if close else ""
+    raise ValueError(f"unknown {kind} {name}{hint} (there is: {', '.join(valid)})")
+
+
+def _one_line(box: str) -> str:
+  """Returns the message of one of tyro's boxes, with the flags it suggests."""
+  lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+  rule = next((i for i, line in enumerate(lines) if line.startswith("───")), len(lines))
+  message = re.sub(r"\s+", " ", " ".join(lines[:rule])).strip().rstrip(".")
+  message = message.removeprefix("Error parsing ").replace("config: ", "", 1)
+  suggested = [
+    line.split()[0].rstrip(",") for line in lines[rule:] if line.startswith("--") and " " in line
+  ]
+  if suggested and message.startswith("Unrecognized"):
+    message += f"; nearest: {', '.join(dict.fromkeys(suggested))}"
+  return message or box.strip()

@@ -1,0 +1,249 @@
+"""An experiment: which agent in which environment on which machine, as one frozen configuration.
+
+Free of JAX, so that a wrong name or value is answered before JAX starts.
+"""
+
+import ast
+import dataclasses
+import fnmatch
+import importlib
+import json
+import pathlib
+import typing
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
+
+from podracer import config as config_lib
+from podracer import environments
+
+AgentConfigT = TypeVar("AgentConfigT", bound=config_lib.LearnerConfig)
+MachineConfigT = TypeVar("MachineConfigT")
+
+# name -> (module, name of its configuration); the module also has `make_agent` and `presets`.
+AGENTS = {"impala": ("podracer.agents.impala", "ImpalaConfig")}
+# name -> (module of the configuration, its name)
+ARCHITECTURES = {"anakin": ("podracer.anakin.config", "AnakinConfig")}
+
+CONFIG_FILE = "config.json"
+MAY_CHANGE = {"may_change": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
+  """Trains an agent; on a workdir that has a run, goes on where it stopped."""
+
+  config: AgentConfigT
+  """Hyper-parameters of the agent."""
+  # Without a prefix: --num_environments, not --machine.num_environments.
+  machine: Annotated[MachineConfigT, tyro.conf.arg(name="")]
+  """The machine."""
+  env: str = ""
+  """`suite:environment` (see `podracer envs`), or your own `package.module:function`."""
+  env_options: tuple[str, ...] = ()
+  """Options of the environment, each as name=value."""
+  agent: str = "impala"
+  """The agent."""
+  architecture: str = "anakin"
+  """The machine that runs it."""
+  workdir: str = dataclasses.field(default="", metadata=MAY_CHANGE)
+  """Directory of the run; runs/<environment>-<agent> by default."""
+  num_env_steps: int = dataclasses.field(default=3_000_000, metadata=MAY_CHANGE)
+  """Environment steps of the run; it ends with the first update that reaches them."""
+  seed: int = 0
+  """Of everything random."""
+  num_seeds: int = 1
+  """Whole runs side by side, with seeds seed .. seed + num_seeds - 1 (anakin)."""
+  num_devices: int = 0
+  """Devices to use; 0 takes all accelerators, or one virtual device a core where there are none."""
+  evaluate_every: int = dataclasses.field(default=0, metadata=MAY_CHANGE)
+  """Environment steps between evaluations; 0 evaluates at the end only."""
+  evaluate_episodes: int = dataclasses.field(default=128, metadata=MAY_CHANGE)
+  """Whole episodes of an evaluation."""
+  evaluate_mode: Literal["greedy", "sample"] = dataclasses.field(
+    default="greedy", metadata=MAY_CHANGE
+  )
+  """Take the most likely action, or sample."""
+  checkpoint_every_seconds: float = dataclasses.field(default=60.0, metadata=MAY_CHANGE)
+  """Seconds between checkpoints; one is always written at the end, on SIGTERM and on Ctrl-C."""
+  max_checkpoints: int = dataclasses.field(default=3, metadata=MAY_CHANGE)
+  """Checkpoints kept, at least 2."""
+  tensorboard: bool = dataclasses.field(default=True, metadata=MAY_CHANGE)
+  """Also write TensorBoard events."""
+  wandb_project: str = dataclasses.field(default="", metadata=MAY_CHANGE)
+  """Also log to this Weights & Biases project; needs podracer-rl[wandb]."""
+
+  def __post_init__(self) -> None:
+    config_lib.check_positive(
+      num_env_steps=self.num_env_steps,
+      num_seeds=self.num_seeds,
+      evaluate_episodes=self.evaluate_episodes,
+      checkpoint_every_seconds=self.checkpoint_every_seconds,
+    )
+    config_lib.check_at_least(
+      0, seed=self.seed, num_devices=self.num_devices, evaluate_every=self.evaluate_every
+    )
+    config_lib.check_at_least(2, max_checkpoints=self.max_checkpoints)
+    config_lib.check(self.seed + self.num_seeds <= 2**32, f"seed must be below 2^32, got {self.seed}")
+    parse_options(self.env_options)
+
+  def check(self) -> None:
+    """Checks what needs more than one field; raises ValueError. Still free of JAX."""
+    config_lib.check(bool(self.env), "no environment given: --env=suite:name (`podracer envs`)")
+    environments.check_name(self.env)
+    if self.num_devices and hasattr(self.machine, "check_devices"):
+      self.machine.check_devices(self.num_devices)
+
+  def make_environment(self) -> Any:
+    """Builds the environment."""
+    return environments.make(self.env, **parse_options(self.env_options))
+
+  def make_agent(self, spec: Any) -> Any:
+    """Builds the agent for an environment."""
+    return importlib.import_module(AGENTS[self.agent][0]).make_agent(self.config, spec)
+
+
+def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
+  """Returns `name=value` strings as a dict; a value is a Python literal, or else a string."""
+  parsed = {}
+  for option in options:
+    name, separator, value = option.partition("=")
+    config_lib.check(bool(name and separator), f"env_options takes name=value, got {option!r}")
+    try:
+      parsed[name] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      parsed[name] = value
+  return parsed
+
+
+def experiment_type(agent: str, architecture: str) -> Any:
+  """Returns ExperimentConfig of the configuration types of an agent and a machine.
+
+  Raises:
+    ValueError: for an unknown agent or architecture, listing those there are.
+  """
+  types = []
+  for kind, name, table in (
+    ("agent", agent, AGENTS),
+    ("architecture", architecture, ARCHITECTURES),
+  ):
+    config_lib.check(name in table, f"unknown {kind} {name}; there is: {', '.join(table)}")
+    module, attribute = table[name]
+    types.append(getattr(importlib.import_module(module), attribute))
+  return ExperimentConfig[types[0], types[1]]  # type: ignore[valid-type]
+
+
+def default_experiment(agent: str, architecture: str, env: str) -> ExperimentConfig[Any, Any]:
+  """Returns the configuration for an environment before any flag: the agent's preset for it."""
+  agent_type, machine_type = typing.get_args(experiment_type(agent, architecture))
+  presets = importlib.import_module(f"{AGENTS[agent][0]}.presets").PRESETS
+  preset = next(values for pattern, values in presets if fnmatch.fnmatch(env, pattern))
+  agent_config = agent_type(**preset.get("config", {}))
+  if "network" in preset:
+    network = dataclasses.replace(agent_config.network, **preset["network"])
+    agent_config = dataclasses.replace(agent_config, network=network)
+  fields = {field.name for field in dataclasses.fields(machine_type)}
+  machine = {name: value for name, value in preset.get("machine", {}).items() if name in fields}
+  return ExperimentConfig(
+    config=agent_config,
+    machine=machine_type(**machine),
+    env=env,
+    agent=agent,
+    architecture=architecture,
+    workdir=default_workdir(env, agent),
+    num_env_steps=preset["num_env_steps"],
+  )
+
+
+def default_workdir(env: str, agent: str) -> str:
+  """Returns runs/<environment>-<agent>, or nothing where no environment is given."""
+  name = env.rpartition(":")[2].replace("/", "-")
+  return f"runs/{name}-{agent}" if name else ""
+
+
+def to_json(experiment: ExperimentConfig[Any, Any]) -> dict[str, Any]:
+  """Returns the configuration as plain JSON values, without the directory it lies in."""
+  values = json.loads(json.dumps(dataclasses.asdict(experiment)))
+  del values["workdir"]
+  return values
+
+
+def from_json(values: dict[str, Any], workdir: str) -> ExperimentConfig[Any, Any]:
+  """Returns the configuration that `to_json` wrote.
+
+  Raises:
+    ValueError: for a field that is not known, from another version say.
+  """
+  cls = experiment_type(values.get("agent", ""), values.get("architecture", ""))
+  agent_type, machine_type = typing.get_args(cls)
+  types = {"config": agent_type, "machine": machine_type}
+  return _build(ExperimentConfig, {**values, "workdir": workdir}, types)
+
+
+def _build(cls: Any, values: dict[str, Any], types: dict[str, Any]) -> Any:
+  """Builds a dataclass of nested dataclasses and tuples from JSON values."""
+  hints = {**typing.get_type_hints(cls), **types}
+  unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+  config_lib.check(not unknown, f"unknown field {', '.join(unknown)} in {cls.__name__}")
+  built = {}
+  for name, value in values.items():
+    if dataclasses.is_dataclass(hints[name]):
+      built[name] = _build(hints[name], value, {})
+    else:
+      built[name] = tuple(value) if isinstance(value, list) else value
+  return cls(**built)
+
+
+def has_run(workdir: str) -> bool:
+  """Returns True where a directory holds a run."""
+  return bool(workdir) and (pathlib.Path(workdir) / CONFIG_FILE).is_file()
+
+
+def read(workdir: str) -> ExperimentConfig[Any, Any]:
+  """Reads the configuration of a run.
+
+  Raises:
+    ValueError: if there is no such directory, it is not a run, or its configuration can't be read.
+  """
+  path = pathlib.Path(workdir)
+  config_lib.check(path.is_dir(), f"workdir {workdir} does not exist")
+  config_lib.check(has_run(workdir), f"workdir {workdir} is not a run: it has no {CONFIG_FILE}")
+  try:
+    return from_json(json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")), workdir)
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path / CONFIG_FILE} cannot be read: {error}") from error
+
+
+def write(experiment: ExperimentConfig[Any, Any]) -> None:
+  """Writes config.json, whole or not at all."""
+  path = pathlib.Path(experiment.workdir)
+  path.mkdir(parents=True, exist_ok=True)
+  partial = path / f".{CONFIG_FILE}.partial"
+  partial.write_text(json.dumps(to_json(experiment), indent=2) + "\n", encoding="utf-8")
+  partial.replace(path / CONFIG_FILE)
+
+
+def differences(
+  saved: ExperimentConfig[Any, Any], wanted: ExperimentConfig[Any, Any]
+) -> list[str]:
+  """Returns `name: saved -> wanted` for each field that may not change when a run is resumed."""
+  may_change = {f.name for f in dataclasses.fields(ExperimentConfig) if f.metadata == MAY_CHANGE}
+  # A linear schedule runs over the whole run: another length is another schedule.
+  if saved.config.learning_rate_schedule != "constant":
+    may_change.discard("num_env_steps")
+  old, new = _flatten(to_json(saved)), _flatten(to_json(wanted))
+  return [
+    f"{name}: {old.get(name)} -> {new.get(name)}"
+    for name in sorted({**old, **new})
+    if old.get(name) != new.get(name) and name not in may_change
+  ]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for name, value in values.items():
+    if isinstance(value, dict):
+      flat.update(_flatten(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = value
+  return flat

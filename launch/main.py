@@ -1,0 +1,43 @@
+"""The `podracer` command."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import command_line
+
+# name -> what it does; each is a module of this package with `main(args)`.
+COMMANDS = {
+  "train": "train an agent, or go on with a run",
+  "evaluate": "play whole episodes with a trained agent",
+  "watch": "render a video of a trained agent",
+  "plot": "draw the learning curves of runs",
+  "envs": "list the environments there are",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs one command; a wrong name or value is one line and exit code 2."""
+  args = list(sys.argv[1:] if argv is None else argv)
+  if not args or args[0] in ("-h", "--help"):
+    print(_help())
+    return
+  try:
+    command_line.check_choice("command", args[0], tuple(COMMANDS))
+    module = importlib.import_module(f"podracer.launch.{args[0]}")
+    module.main(args[1:])
+  except ValueError as error:
+    # What a person can set right is a ValueError with a message written for them.
+    command_line.fail("podracer", str(error))
+
+
+def _help() -> str:
+  lines = ["usage: podracer COMMAND [OPTIONS]", "", "commands:"]
+  lines += [f"  {name:10}{text}" for name, text in COMMANDS.items()]
+  lines += ["", "`podracer COMMAND --help` tells the options of a command. To begin:", ""]
+  lines += ["  podracer train --env=gymnax:Catch-bsuite --workdir=runs/catch"]
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,166 @@
+"""Evaluation: a stated number of whole episodes, with no bias towards short ones.
+
+Counting the first N episodes that end among many environments favours short ones. Here every
+environment has a quota and plays exactly so many episodes, each from its beginning to its end; an
+environment that is done waits for the others.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from podracer import agent as agent_lib
+from podracer import environment as environment_lib
+from podracer import types
+
+STEPS_PER_CALL = 1000
+
+
+class EvaluationResult(NamedTuple):
+  """Returns and lengths of the episodes played, NumPy `[num_episodes]` each.
+
+  Attributes:
+    returns: undiscounted sums of un-clipped rewards.
+    lengths: environment steps.
+    mode: `greedy` or `sample`.
+    num_cut: episodes that the evaluation itself ended, at `max_episode_steps`.
+  """
+
+  returns: np.ndarray
+  lengths: np.ndarray
+  mode: str
+  num_cut: int = 0
+
+  def summary(self) -> dict[str, Any]:
+    """Returns what `evaluation.json` holds, but for `env_steps`."""
+    return {
+      "episodes": len(self.returns),
+      "mode": self.mode,
+      "return_mean": float(np.mean(self.returns)),
+      "return_std": float(np.std(self.returns)),
+      "return_min": float(np.min(self.returns)),
+      "return_max": float(np.max(self.returns)),
+      "length_mean": float(np.mean(self.lengths)),
+    }
+
+
+class _Slots(NamedTuple):
+  """State of the environments that play, leaves `[B, ...]`, but for the key and `[B, Q]` results."""
+
+  key: types.Key
+  environment: environment_lib.BatchState
+  timestep: types.TimeStep
+  agent: types.State
+  current_return: types.Array
+  current_length: types.Array
+  num_done: types.Array
+  returns: types.Array
+  lengths: types.Array
+  is_cut: types.Array
+
+
+Evaluator = Callable[[types.Params, types.Key], EvaluationResult]
+
+
+def make_evaluator(
+  agent: agent_lib.Agent,
+  environment: environment_lib.Environment,
+  *,
+  num_episodes: int,
+  greedy: bool = True,
+  max_environments: int = 128,
+  max_episode_steps: int = 108_000,
+) -> Evaluator:
+  """Builds the evaluation of an agent in a JAX-native environment of its own.
+
+  Args:
+    agent: the agent.
+    environment: the environment.
+    num_episodes: whole episodes to play.
+    greedy: False samples the policy.
+    max_environments: environments side by side, at most.
+    max_episode_steps: an episode that is longer is cut there, and counted in `num_cut`; for
+      environments that never end by themselves.
+
+  Returns:
+    (params, key) -> EvaluationResult; it compiles when first called.
+  """
+  batch_size = min(num_episodes, max_environments)
+  quota = np.full((batch_size,), num_episodes // batch_size, np.int32)
+  quota[: num_episodes % batch_size] += 1
+  rows = np.arange(batch_size)
+
+  def start(key: types.Key) -> _Slots:
+    key, reset_key = jax.random.split(key)
+    state, timestep = environment_lib.reset(environment, jax.random.split(reset_key, batch_size))
+    results = (batch_size, int(quota.max()))
+    return _Slots(
+      key=key,
+      environment=state,
+      timestep=timestep,
+      agent=agent.initial_state(batch_size),
+      current_return=jnp.zeros((batch_size,), jnp.float32),
+      current_length=jnp.zeros((batch_size,), jnp.int32),
+      num_done=jnp.zeros((batch_size,), jnp.int32),
+      returns=jnp.zeros(results, jnp.float32),
+      lengths=jnp.zeros(results, jnp.int32),
+      is_cut=jnp.zeros(results, bool),
+    )
+
+  def step(params: types.Params, slots: _Slots) -> _Slots:
+    key, act_key = jax.random.split(slots.key)
+    output, agent_state = agent.act(params, act_key, slots.timestep, slots.agent, not greedy)
+    state, timestep = environment_lib.step(environment, slots.environment, output.action)
+    is_first = timestep.is_first()
+    episode_return = jnp.where(is_first, 0.0, slots.current_return + timestep.reward)
+    episode_length = jnp.where(is_first, 0, slots.current_length + 1)
+    is_cut = (episode_length >= max_episode_steps) & ~timestep.is_last()
+    # A cut episode is treated as a truncated one: the next step resets.
+    state = state._replace(needs_reset=state.needs_reset | is_cut)
+    timestep = timestep._replace(
+      step_type=jnp.where(is_cut, types.LAST, timestep.step_type).astype(timestep.step_type.dtype)
+    )
+    counts = timestep.is_last() & (slots.num_done < quota)
+    # An index past the end drops the write of an environment whose episode goes on or is not wanted.
+    column = jnp.where(counts, slots.num_done, slots.returns.shape[1])
+    return _Slots(
+      key=key,
+      environment=state,
+      timestep=timestep,
+      agent=agent_state,
+      current_return=episode_return,
+      current_length=episode_length,
+      num_done=slots.num_done + counts.astype(jnp.int32),
+      returns=slots.returns.at[rows, column].set(episode_return, mode="drop"),
+      lengths=slots.lengths.at[rows, column].set(episode_length, mode="drop"),
+      is_cut=slots.is_cut.at[rows, column].set(is_cut, mode="drop"),
+    )
+
+  def play(params: types.Params, slots: _Slots) -> _Slots:
+    def goes_on(carry: tuple[types.Array, _Slots]) -> types.Array:
+      return (carry[0] < STEPS_PER_CALL) & jnp.any(carry[1].num_done < quota)
+
+    def body(carry: tuple[types.Array, _Slots]) -> tuple[types.Array, _Slots]:
+      return carry[0] + 1, step(params, carry[1])
+
+    return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), slots))[1]
+
+  start_jit, play_jit = jax.jit(start), jax.jit(play, donate_argnums=1)
+
+  def evaluate(params: types.Params, key: types.Key) -> EvaluationResult:
+    slots = start_jit(key)
+    # In calls of bounded length, so that a signal is not kept waiting.
+    while np.any(np.asarray(slots.num_done) < quota):
+      slots = play_jit(params, slots)
+    played = np.arange(slots.returns.shape[1]) < quota[:, None]
+    return EvaluationResult(
+      returns=np.asarray(slots.returns)[played],
+      lengths=np.asarray(slots.lengths)[played],
+      mode="greedy" if greedy else "sample",
+      num_cut=int(np.sum(np.asarray(slots.is_cut)[played])),
+    )
+
+  return evaluate

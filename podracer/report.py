@@ -1,0 +1,29 @@
+"""What a machine says of itself while it trains: the one thing its loop yields."""
+
+from typing import Any, NamedTuple
+
+
+class Report(NamedTuple):
+  """The news since the report before.
+
+  Attributes:
+    env_steps: environment steps since the run began, resets not counted; of the seed that has fewest.
+    updates: trajectories learnt from since the run began.
+    metrics: name -> number, in the names of `metrics.jsonl`; with several seeds their mean, and
+      `seeds/<name>` -> a list.
+    params: the agent's parameters, leading axis of seeds where there are several.
+    state: the whole state of the machine, to be saved; it is donated to the next step of the loop, so
+      take from it what you need before you go on.
+    counters: exact counts that belong to `state`, plain JSON values.
+  """
+
+  env_steps: int
+  updates: int
+  metrics: dict[str, Any]
+  params: Any
+  state: Any
+  counters: dict[str, Any]
+
+
+class TrainingError(RuntimeError):
+  """Training cannot go on; the message says why in one line."""
