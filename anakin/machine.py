@@ -73,7 +73,7 @@ class Anakin:
       devices: all devices of all processes by default.
 
     Raises:
-      ValueError: if the environments can't be shared out over the devices, or a minibatch is not whole.
+      config.InputError: if environments or minibatches can't be shared out over the devices.
     """
     devices = jax.devices() if devices is None else devices
     machine_config.check_devices(len(devices))
@@ -129,6 +129,18 @@ class Anakin:
       )
 
     return AnakinState(*(with_sharding(s, t) for s, t in zip(self._specs, shapes, strict=True)))
+
+  def to_checkpoint(self, state: AnakinState) -> dict[str, Any]:
+    """Returns a state as the items of a checkpoint; `params` by themselves, for whoever only acts."""
+    return {
+      "params": state.learner.params,
+      "state": state._replace(learner=state.learner._replace(params=None)),
+    }
+
+  def from_checkpoint(self, items: dict[str, Any]) -> AnakinState:
+    """Returns the state of which `to_checkpoint` made the items."""
+    state: AnakinState = items["state"]
+    return state._replace(learner=state.learner._replace(params=items["params"]))
 
   def advance(self, state: AnakinState, num_updates: int) -> tuple[AnakinState, CallTotals]:
     """Does `num_updates` updates in one call of the compiled program.
@@ -217,10 +229,10 @@ def train(
     devices: all devices by default.
 
   Yields:
-    Reports; the state in a report is donated when the next one is asked for.
+    Reports; their arrays are donated when the next one is asked for.
 
   Raises:
-    ValueError: for a configuration that can't work.
+    config.InputError: for a configuration that can't work.
     report.TrainingError: if `max_refused_updates` updates in a row were not finite.
   """
   machine = Anakin(
@@ -280,7 +292,7 @@ def run(
       updates=counts.updates,
       metrics=metrics,
       params=state.learner.params,
-      state=state,
+      items=machine.to_checkpoint(state),
       counters=counts.to_json(),
     )
     num_refused = int(np.max(jax.device_get(state.learner.num_refused)))

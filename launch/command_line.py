@@ -59,7 +59,7 @@ def check_choice(kind: str, name: str, valid: Sequence[str]) -> None:
   if name not in valid:
     close = config.nearest(name, valid)
     hint = f"; nearest: {close[0]}" if close else ""
-    raise ValueError(f"unknown {kind} {name}{hint} (there is: {', '.join(valid)})")
+    raise config.InputError(f"unknown {kind} {name}{hint} (there is: {', '.join(valid)})")
 
 
 def _one_line(box: str) -> str:

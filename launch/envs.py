@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> None:
   if not found:
     close = config.nearest(parsed.pattern, environments.names())
     hint = f"; nearest: {', '.join(close)}" if close else ""
-    raise ValueError(f"no environment fits {parsed.pattern}{hint}")
+    raise config.InputError(f"no environment fits {parsed.pattern}{hint}")
   for suite_name in environments.suites():
     names = [name for name in found if name.startswith(f"{suite_name}:")]
     if not names:

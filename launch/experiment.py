@@ -17,6 +17,8 @@ import tyro
 from podracer import config as config_lib
 from podracer import environments
 
+from . import run_files
+
 AgentConfigT = TypeVar("AgentConfigT", bound=config_lib.LearnerConfig)
 MachineConfigT = TypeVar("MachineConfigT")
 
@@ -48,6 +50,10 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   """The machine that runs it."""
   workdir: str = dataclasses.field(default="", metadata=MAY_CHANGE)
   """Directory of the run; runs/<environment>-<agent> by default."""
+  restart: tyro.conf.FlagCreatePairsOff[bool] = dataclasses.field(
+    default=False, metadata=MAY_CHANGE
+  )
+  """Begin anew in a workdir that has a run; the old one is moved aside, not deleted."""
   num_env_steps: int = dataclasses.field(default=3_000_000, metadata=MAY_CHANGE)
   """Environment steps of the run; it ends with the first update that reaches them."""
   seed: int = 0
@@ -88,7 +94,7 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
     parse_options(self.env_options)
 
   def check(self) -> None:
-    """Checks what needs more than one field; raises ValueError. Still free of JAX."""
+    """Checks what needs more than one field; raises InputError. Still free of JAX."""
     config_lib.check(bool(self.env), "no environment given: --env=suite:name (`podracer envs`)")
     environments.check_name(self.env)
     if self.num_devices and hasattr(self.machine, "check_devices"):
@@ -120,7 +126,7 @@ def experiment_type(agent: str, architecture: str) -> Any:
   """Returns ExperimentConfig of the configuration types of an agent and a machine.
 
   Raises:
-    ValueError: for an unknown agent or architecture, listing those there are.
+    config.InputError: for an unknown agent or architecture, listing those there are.
   """
   types = []
   for kind, name, table in (
@@ -162,9 +168,9 @@ def default_workdir(env: str, agent: str) -> str:
 
 
 def to_json(experiment: ExperimentConfig[Any, Any]) -> dict[str, Any]:
-  """Returns the configuration as plain JSON values, without the directory it lies in."""
+  """Returns the configuration as plain JSON values, without where and how it was started."""
   values = json.loads(json.dumps(dataclasses.asdict(experiment)))
-  del values["workdir"]
+  del values["workdir"], values["restart"]
   return values
 
 
@@ -172,7 +178,7 @@ def from_json(values: dict[str, Any], workdir: str) -> ExperimentConfig[Any, Any
   """Returns the configuration that `to_json` wrote.
 
   Raises:
-    ValueError: for a field that is not known, from another version say.
+    config.InputError: for a field that is not known, from another version say.
   """
   cls = experiment_type(values.get("agent", ""), values.get("architecture", ""))
   agent_type, machine_type = typing.get_args(cls)
@@ -203,7 +209,7 @@ def read(workdir: str) -> ExperimentConfig[Any, Any]:
   """Reads the configuration of a run.
 
   Raises:
-    ValueError: if there is no such directory, it is not a run, or its configuration can't be read.
+    config.InputError: if there is no such directory, it is not a run, or its configuration can't be read.
   """
   path = pathlib.Path(workdir)
   config_lib.check(path.is_dir(), f"workdir {workdir} does not exist")
@@ -211,16 +217,12 @@ def read(workdir: str) -> ExperimentConfig[Any, Any]:
   try:
     return from_json(json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")), workdir)
   except (ValueError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path / CONFIG_FILE} cannot be read: {error}") from error
+    raise config_lib.InputError(f"{path / CONFIG_FILE} cannot be read: {error}") from error
 
 
 def write(experiment: ExperimentConfig[Any, Any]) -> None:
   """Writes config.json, whole or not at all."""
-  path = pathlib.Path(experiment.workdir)
-  path.mkdir(parents=True, exist_ok=True)
-  partial = path / f".{CONFIG_FILE}.partial"
-  partial.write_text(json.dumps(to_json(experiment), indent=2) + "\n", encoding="utf-8")
-  partial.replace(path / CONFIG_FILE)
+  run_files.write_json(pathlib.Path(experiment.workdir) / CONFIG_FILE, to_json(experiment))
 
 
 def differences(

@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from podracer import config
+
 from . import command_line
 
 # name -> what it does; each is a module of this package with `main(args)`.
@@ -26,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command_line.check_choice("command", args[0], tuple(COMMANDS))
     module = importlib.import_module(f"podracer.launch.{args[0]}")
     module.main(args[1:])
-  except ValueError as error:
-    # What a person can set right is a ValueError with a message written for them.
+  except config.InputError as error:
     command_line.fail("podracer", str(error))
 
 

@@ -1,0 +1,81 @@
+"""What a person sees of a run: a progress bar on a terminal, plain lines elsewhere."""
+
+import math
+import time
+from types import TracebackType
+from typing import Any
+
+import rich.console
+import rich.progress
+
+LINE_PERIOD_SECONDS = 10.0
+
+
+class Display:
+  """Shows progress, speed, return and time left; entered while a run goes on."""
+
+  def __init__(self, total: int, completed: int, console: rich.console.Console | None = None):
+    """Shows nothing yet.
+
+    Args:
+      total: environment steps of the run.
+      completed: of them already taken.
+      console: standard output by default.
+    """
+    self.console = console or rich.console.Console(highlight=False, soft_wrap=True)
+    self._total, self._completed = total, completed
+    self._begin, self._last_line = time.monotonic(), -math.inf
+    self._first = completed
+    self._progress = rich.progress.Progress(
+      rich.progress.BarColumn(bar_width=None),
+      rich.progress.TaskProgressColumn(),
+      rich.progress.TextColumn("{task.fields[text]}"),
+      rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+      console=self.console,
+      disable=not self.console.is_terminal,
+      refresh_per_second=4,
+    )
+    self._task = self._progress.add_task(
+      "", total=total, completed=completed, text="compiling ..."
+    )
+
+  def __enter__(self) -> "Display":
+    self._progress.start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self._progress.stop()
+
+  def say(self, text: str) -> None:
+    """Prints a line above the bar."""
+    self._progress.console.print(text, markup=False)
+
+  def update(self, row: dict[str, Any]) -> None:
+    """Shows a report."""
+    self._completed = min(row["env_steps"], self._total)
+    text = f"{row['env_steps']:,} steps  {row['steps_per_second']:,.0f}/s"
+    episode_return = row.get("episode_return_mean", math.nan)
+    if math.isfinite(episode_return):
+      text += f"  return {episode_return:.2f}"
+    if "evaluation/return_mean" in row:
+      text += f"  evaluation {row['evaluation/return_mean']:.2f}"
+    self._progress.update(self._task, completed=self._completed, text=text)
+    if self.console.is_terminal:
+      return
+    now = time.monotonic()
+    if now - self._last_line >= LINE_PERIOD_SECONDS or "evaluation/return_mean" in row:
+      self._last_line = now
+      done = self._completed / self._total
+      self.say(f"{done:4.0%}  {text}{self._time_left(now)}")
+
+  def _time_left(self, now: float) -> str:
+    steps = self._completed - self._first
+    if not steps or self._completed >= self._total:
+      return ""
+    seconds = (self._total - self._completed) / steps * (now - self._begin)
+    return f"  {seconds:.0f} s left"

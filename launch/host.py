@@ -1,0 +1,59 @@
+"""What one host does to JAX before a run: devices, compilation cache."""
+
+import os
+import pathlib
+from typing import Any
+
+from podracer import config
+
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+MAX_VIRTUAL_DEVICES = 8
+
+
+def cache_directory() -> pathlib.Path:
+  """Returns where compiled programs are kept between runs: the user's cache directory."""
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(root) / "podracer" / "xla"
+
+
+def num_cores() -> int:
+  """Returns the number of cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_virtual_devices(num_environments: int) -> int:
+  """Returns one virtual CPU device a core, or the next smaller number that divides the environments."""
+  most = min(num_cores(), MAX_VIRTUAL_DEVICES)
+  return max(n for n in range(1, most + 1) if num_environments % n == 0)
+
+
+def start_jax(num_devices: int, num_environments: int) -> list[Any]:
+  """Imports and configures JAX for a run.
+
+  Args:
+    num_devices: devices to use, or 0 for all accelerators, or for one virtual device a core where
+      there are none.
+    num_environments: that are shared out over them.
+
+  Returns:
+    The devices.
+
+  Raises:
+    config.InputError: if there are fewer devices than asked for.
+  """
+  import jax
+
+  if CACHE_VARIABLE not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory()))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  virtual = num_devices or default_virtual_devices(num_environments)
+  # A user's own number of virtual devices is never overwritten.
+  chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
+    jax.config.update("jax_num_cpu_devices", virtual)
+  devices = jax.devices()
+  config.check(
+    num_devices <= len(devices),
+    f"num_devices={num_devices}, but there are {len(devices)} {devices[0].platform} devices",
+  )
+  return devices[: num_devices or len(devices)]

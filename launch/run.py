@@ -1,0 +1,217 @@
+"""One training run in its directory: reports, evaluations, checkpoints, signals."""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from podracer import anakin, checkpoint, evaluation, metrics, report
+from podracer.anakin import machine as anakin_machine
+
+from . import display, experiment, host, interrupts, run_files
+
+Experiment = experiment.ExperimentConfig[Any, Any]
+EVALUATION_STREAM = 1
+
+
+def run(wanted: Experiment, start: float) -> int:
+  """Trains until the run is complete or a signal ends it.
+
+  Args:
+    wanted: a checked configuration.
+    start: `time.perf_counter()` at the beginning of the command.
+
+  Returns:
+    The exit code.
+  """
+  if wanted.restart and experiment.has_run(wanted.workdir):
+    print(f"moved the run that was there to {run_files.move_aside(wanted.workdir)}")
+  with interrupts.Interrupts() as signals:
+    try:
+      return _Run(wanted, signals, start).train()
+    except report.TrainingError as error:
+      print(f"podracer train: {error}", file=sys.stderr)
+      return 1
+
+
+class _Run:
+  """The parts of one run, wired together."""
+
+  def __init__(self, wanted: Experiment, signals: interrupts.Interrupts, start: float):
+    self.signals, self.start = signals, start
+    devices = host.start_jax(wanted.num_devices, wanted.machine.num_environments)
+    # Resolved, so that the run goes on with as many wherever it is resumed.
+    self.experiment = dataclasses.replace(wanted, num_devices=len(devices))
+    environment = self.experiment.make_environment()
+    self.agent = self.experiment.make_agent(environment.spec)
+    self.machine = anakin.Anakin(
+      self.agent,
+      environment,
+      self.experiment.config,
+      self.experiment.machine,
+      num_env_steps=wanted.num_env_steps,
+      num_seeds=wanted.num_seeds,
+      devices=devices,
+    )
+    self.evaluate = evaluation.make_evaluator(
+      self.agent,
+      environment,
+      num_episodes=wanted.evaluate_episodes,
+      greedy=wanted.evaluate_mode == "greedy",
+    )
+    experiment.write(self.experiment)
+    self.checkpointer = checkpoint.Checkpointer(
+      pathlib.Path(wanted.workdir) / "checkpoints", max_to_keep=wanted.max_checkpoints
+    )
+
+  def train(self) -> int:
+    """See `run`."""
+    wanted = self.experiment
+    restored = self.checkpointer.restore(
+      self.machine.to_checkpoint(self.machine.abstract_state())
+    )
+    counters = restored.metadata["counters"] if restored else None
+    done = min(counters["env_steps"]) if counters else 0
+    with display.Display(wanted.num_env_steps, done) as screen:
+      device = jax.devices()[0]
+      screen.say(
+        f"{wanted.agent} in {wanted.env} on {wanted.architecture}, {wanted.num_devices} x "
+        f"{device.device_kind}; workdir {wanted.workdir}"
+      )
+      if restored:
+        screen.say(f"resumed at {done:,} environment steps")
+        state = self.machine.from_checkpoint(restored.items)
+      else:
+        state = self.machine.init(wanted.seed)
+      del restored
+      writer = metrics.MetricsWriter(
+        wanted.workdir,
+        tensorboard=wanted.tensorboard,
+        wandb_project=wanted.wandb_project or None,
+        config=experiment.to_json(wanted),
+        resume_env_steps=done if counters else None,
+      )
+      try:
+        self._loop(state, counters, done, screen, writer)
+      finally:
+        writer.close()
+        self.checkpointer.close()
+    return self.signals.exit_code
+
+  def _loop(
+    self,
+    state: anakin_machine.AnakinState,
+    counters: dict[str, Any] | None,
+    done: int,
+    screen: display.Display,
+    writer: metrics.MetricsWriter,
+  ) -> None:
+    wanted = self.experiment
+    begin = last_save = time.monotonic()
+    first_steps, env_steps, finished = done, done, done >= wanted.num_env_steps
+    summary = None
+    reports = anakin_machine.run(
+      self.machine,
+      state,
+      num_env_steps=wanted.num_env_steps,
+      counters=counters,
+      pause_every=wanted.evaluate_every,
+    )
+    for news in reports:
+      if env_steps == first_steps:
+        screen.say(f"first update {time.perf_counter() - self.start:.1f} s after the command")
+        begin = time.monotonic()
+      finished = news.env_steps >= wanted.num_env_steps
+      due = wanted.evaluate_every and (
+        news.env_steps // wanted.evaluate_every > env_steps // wanted.evaluate_every
+      )
+      env_steps = news.env_steps
+      row = {"time": time.time(), **news.metrics}
+      if finished or due:
+        summary = self._evaluation(news.params, env_steps, row)
+      writer.write(row)
+      screen.update(row)
+      now = time.monotonic()
+      if finished or self.signals.requested or now - last_save >= wanted.checkpoint_every_seconds:
+        self.checkpointer.save(news.updates, news.items, {"counters": news.counters})
+        last_save = now
+      if self.signals.requested:
+        self.checkpointer.wait()
+        screen.say(f"saved at {env_steps:,} environment steps; the same command goes on from there")
+        return
+    self.checkpointer.wait()
+    if env_steps == first_steps:
+      screen.say(
+        f"nothing to do: the run already has {env_steps:,} of {wanted.num_env_steps:,} environment "
+        "steps; more with --num_env_steps"
+      )
+    seconds = time.monotonic() - begin
+    self._say_end(screen, env_steps, env_steps - first_steps, seconds, summary)
+
+  def _evaluation(
+    self, params: Any, env_steps: int, row: dict[str, Any]
+  ) -> dict[str, Any] | None:
+    """Evaluates every seed, adds the results to `row` and writes evaluation.json."""
+    wanted = self.experiment
+    key = jax.random.fold_in(jax.random.key(wanted.seed), EVALUATION_STREAM)
+    key = jax.random.fold_in(key, env_steps % 2**32)
+    # One device plays; the parameters are the same on each.
+    params = jax.tree.map(lambda x: x.addressable_data(0), params)
+    results = []
+    for i in range(wanted.num_seeds):
+      one = params if wanted.num_seeds == 1 else jax.tree.map(lambda x, i=i: x[i], params)
+      result = self.evaluate(one, key, lambda: self.signals.requested)
+      if result is None:
+        return None
+      results.append(result)
+    together = results[0]._replace(
+      returns=np.concatenate([r.returns for r in results]),
+      lengths=np.concatenate([r.lengths for r in results]),
+      num_cut=sum(r.num_cut for r in results),
+    )
+    summary = together.summary()
+    names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
+    row.update({f"evaluation/{name}": summary[name] for name in names})
+    if wanted.num_seeds > 1:
+      summary["seeds/return_mean"] = [float(np.mean(r.returns)) for r in results]
+      row["seeds/evaluation/return_mean"] = summary["seeds/return_mean"]
+    run_files.write_evaluation(wanted.workdir, env_steps, summary)
+    return summary
+
+  def _say_end(
+    self,
+    screen: display.Display,
+    env_steps: int,
+    new_steps: int,
+    seconds: float,
+    summary: dict[str, Any] | None,
+  ) -> None:
+    wanted, workdir = self.experiment, self.experiment.workdir
+    if new_steps:
+      screen.say(f"done: {env_steps:,} environment steps, {new_steps:,} in {seconds:.1f} s")
+    if summary:
+      screen.say(evaluation_line(summary))
+    screen.say(f"results: {workdir}/  learning_curve.png  metrics.jsonl  checkpoints/")
+    screen.say("next:")
+    if wanted.make_environment().render is not None:
+      screen.say(f"  podracer watch --workdir={workdir} --out={pathlib.Path(workdir).name}.mp4")
+    screen.say(f"  podracer evaluate --workdir={workdir} --episodes=1000")
+    screen.say(f"  podracer plot {workdir}")
+
+
+def evaluation_line(summary: dict[str, Any]) -> str:
+  """Returns what an evaluation found, for a person."""
+  text = (
+    f"evaluation ({summary['mode']}, {summary['episodes']} whole episodes): return "
+    f"{summary['return_mean']:.2f} ± {summary['return_std']:.2f} "
+    f"(min {summary['return_min']:.2f}, max {summary['return_max']:.2f}), "
+    f"length {summary['length_mean']:.1f}"
+  )
+  if "seeds/return_mean" in summary:
+    means = ", ".join(f"{mean:.2f}" for mean in summary["seeds/return_mean"])
+    text += f"; by seed {means}"
+  return text

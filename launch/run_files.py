@@ -1,0 +1,26 @@
+"""The small files of a run directory, each written whole or not at all."""
+
+import itertools
+import json
+import pathlib
+from typing import Any
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+  """Writes a JSON file by rename, so that a reader never sees half of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+  partial.replace(path)
+
+
+def write_evaluation(workdir: str, env_steps: int, summary: dict[str, Any]) -> None:
+  """Writes evaluation.json: the last evaluation."""
+  write_json(pathlib.Path(workdir) / "evaluation.json", {"env_steps": env_steps, **summary})
+
+
+def move_aside(workdir: str) -> pathlib.Path:
+  """Renames a run directory to the first free `<workdir>.<n>` and returns the new name."""
+  path = pathlib.Path(workdir)
+  free = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
+  return path.rename(next(name for name in free if not name.exists()))

@@ -1,0 +1,91 @@
+"""`podracer train`: trains an agent in a run directory, or goes on with the run that is there."""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from podracer import config as config_lib
+
+from . import command_line, experiment, interrupts
+
+PROGRAM = "podracer train"
+# The command's beginning, for the time to the first update.
+START = time.perf_counter()
+
+
+def main(args: Sequence[str]) -> None:
+  """Runs the command."""
+  wanted = parse(args)
+  # Only here does JAX come in: what a person gets wrong is answered before.
+  from . import run
+
+  try:
+    code = run.run(wanted, START)
+  except KeyboardInterrupt:
+    # Before the run has its own handler there is nothing to save.
+    print(f"{PROGRAM}: interrupted before training began", file=sys.stderr)
+    code = interrupts.EXIT_OFFSET + 2
+  sys.exit(code)
+
+
+def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:
+  """Parses and checks the flags; on a workdir with a run its configuration gives the defaults.
+
+  Raises:
+    config.InputError: for a configuration that can't work, or differs from that of the run.
+  """
+  peek = lambda name: command_line.peek(args, name)  # noqa: E731
+  env, workdir = peek("env") or "", peek("workdir")
+  agent, architecture = peek("agent"), peek("architecture")
+  command_line.check_choice("agent", agent or "impala", tuple(experiment.AGENTS))
+  command_line.check_choice(
+    "architecture", architecture or "anakin", tuple(experiment.ARCHITECTURES)
+  )
+  if workdir is None:
+    workdir = experiment.default_workdir(env, agent or "impala")
+  resumes = experiment.has_run(workdir) and "--restart" not in args
+  if resumes:
+    base = experiment.read(workdir)
+    _check_same_kind(workdir, base, agent, architecture)
+  else:
+    base = experiment.default_experiment(agent or "impala", architecture or "anakin", env)
+  cls = experiment.experiment_type(base.agent, base.architecture)
+  wanted = command_line.parse(cls, PROGRAM, args, default=base)
+  wanted = dataclasses.replace(wanted, workdir=workdir)
+  wanted.check()
+  _check_workdir(workdir)
+  if resumes:
+    changed = experiment.differences(base, wanted)
+    config_lib.check(
+      not changed,
+      f"workdir {workdir} holds a run with another configuration: {'; '.join(changed)} (take another "
+      "--workdir, or --restart)",
+    )
+  return wanted
+
+
+def _check_same_kind(
+  workdir: str, base: Any, agent: str | None, architecture: str | None
+) -> None:
+  for kind, saved, wanted in (
+    ("agent", base.agent, agent),
+    ("architecture", base.architecture, architecture),
+  ):
+    config_lib.check(
+      wanted in (None, saved),
+      f"workdir {workdir} holds a run with another configuration: {kind}: {saved} -> {wanted} (take "
+      "another --workdir, or --restart)",
+    )
+
+
+def _check_workdir(workdir: str) -> None:
+  """Refuses a directory that holds something else than a run."""
+  path = pathlib.Path(workdir)
+  config_lib.check(not path.exists() or path.is_dir(), f"workdir {workdir} is not a directory")
+  if path.is_dir() and not experiment.has_run(workdir):
+    config_lib.check(
+      not any(path.iterdir()), f"workdir {workdir} is not empty and not a run: it has no config.json"
+    )

@@ -1,0 +1,102 @@
+"""`podracer watch`: renders a video of a trained agent."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from podracer import config
+
+from . import command_line, experiment
+
+FORMATS = (".mp4", ".gif")
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+  """Renders whole episodes of a trained agent."""
+
+  workdir: str
+  """Directory of the run."""
+  out: str = ""
+  """Video to write, .mp4 or .gif; <workdir>/watch.mp4 by default."""
+  episodes: int = 3
+  """Whole episodes."""
+  max_steps: int = 2000
+  """Stop after this many steps, should the episodes not end before."""
+  mode: Literal["greedy", "sample"] = "greedy"
+  """Take the most likely action, or sample."""
+  seed: int = 0
+  """Of the environment."""
+  seed_index: int = 0
+  """Which of the run's policies, where it was trained with several seeds."""
+
+  def __post_init__(self) -> None:
+    config.check_positive(episodes=self.episodes, max_steps=self.max_steps)
+    config.check_at_least(0, seed=self.seed, seed_index=self.seed_index)
+    config.check(
+      not self.out or pathlib.Path(self.out).suffix in FORMATS,
+      f"out must end in {' or '.join(FORMATS)}, got {self.out}",
+    )
+
+
+def main(args: Sequence[str]) -> None:
+  """Runs the command."""
+  wanted: WatchConfig = command_line.parse(WatchConfig, "podracer watch", args)
+  experiment.read(wanted.workdir).check()
+  from . import host, policy
+
+  host.start_jax(1, 1)
+  loaded = policy.LoadedRun(wanted.workdir)
+  config.check(
+    loaded.environment.render is not None,
+    f"environment {loaded.experiment.env} cannot be rendered",
+  )
+  out = wanted.out or str(pathlib.Path(wanted.workdir) / "watch.mp4")
+  frames, returns = record_frames(loaded, wanted)
+  write_video(out, frames, loaded.environment.frames_per_second)
+  episodes = ", ".join(f"{value:.2f}" for value in returns) or "none ended"
+  print(f"wrote {out}: {len(frames)} frames; episode returns: {episodes}")
+
+
+def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[float]]:
+  """Plays episodes one after the other; returns their pictures `[H, W, 3]` and returns."""
+  from podracer import environment as environment_lib
+  from podracer import types
+
+  from . import policy as policy_lib
+
+  act = policy_lib.Policy(
+    loaded.agent,
+    loaded.params(wanted.seed_index),
+    loaded.environment.spec,
+    loaded.env_steps,
+    greedy=wanted.mode == "greedy",
+    seed=wanted.seed,
+  )
+  host_environment = environment_lib.JaxHostEnvironment(loaded.environment, 1, wanted.seed)
+  timestep, state = host_environment.reset(), act.initial_state(1)
+  frames, returns, episode_return = [host_environment.render()], [], 0.0
+  while len(returns) < wanted.episodes and len(frames) < wanted.max_steps:
+    action, state = act(timestep, state)
+    timestep = host_environment.step(action)
+    frames.append(host_environment.render())
+    episode_return += float(timestep.reward[0])
+    if timestep.step_type[0] == types.LAST:
+      returns.append(episode_return)
+      episode_return = 0.0
+  return frames, returns
+
+
+def write_video(out: str, frames: Sequence[Any], frames_per_second: int) -> None:
+  """Writes pictures as an .mp4 or a .gif, whole or not at all."""
+  import imageio.v2
+
+  path = pathlib.Path(out)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".partial-{path.name}")
+  if path.suffix == ".mp4":
+    imageio.v2.mimwrite(partial, frames, fps=frames_per_second, macro_block_size=1)
+  else:
+    imageio.v2.mimwrite(partial, frames, duration=1000 / frames_per_second, loop=0)
+  partial.replace(path)
