@@ -23,11 +23,16 @@ class AnakinConfig:
     )
     config.check_at_least(0, updates_per_call=self.updates_per_call)
 
-  def check_devices(self, num_devices: int) -> None:
-    """Raises ValueError unless the environments can be shared out over the devices."""
+  def check(self, num_devices: int, num_minibatches: int) -> None:
+    """Raises InputError unless devices and minibatches get whole shares of the environments."""
     config.check(
       self.num_environments % num_devices == 0,
       f"num_environments={self.num_environments} is not divisible by the {num_devices} devices",
+    )
+    local = self.num_environments // num_devices
+    config.check(
+      local % num_minibatches == 0,
+      f"num_minibatches={num_minibatches} does not divide the {local} environments of a device",
     )
 
   def resolved_updates_per_call(self, num_env_steps: int) -> int:

@@ -76,7 +76,7 @@ class Anakin:
       config.InputError: if environments or minibatches can't be shared out over the devices.
     """
     devices = jax.devices() if devices is None else devices
-    machine_config.check_devices(len(devices))
+    machine_config.check(len(devices), learner_config.num_minibatches)
     self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     self.num_seeds = num_seeds
     self.config = machine_config
@@ -84,12 +84,6 @@ class Anakin:
     self.steps_per_update = machine_config.num_environments * machine_config.unroll_length
     self.max_refused_updates = learner_config.max_refused_updates
     self._environment = environment
-    local_environments = machine_config.num_environments // len(devices)
-    config_lib.check(
-      local_environments % learner_config.num_minibatches == 0,
-      f"num_minibatches={learner_config.num_minibatches} does not divide the "
-      f"{local_environments} environments of a device",
-    )
     self._learner = learner.make_learner(
       agent, learner_config, -(-num_env_steps // self.steps_per_update), axis_name=AXIS
     )

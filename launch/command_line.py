@@ -67,7 +67,9 @@ def _one_line(box: str) -> str:
   lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
   rule = next((i for i, line in enumerate(lines) if line.startswith("───")), len(lines))
   message = re.sub(r"\s+", " ", " ".join(lines[:rule])).strip().rstrip(".")
-  message = message.removeprefix("Error parsing ").replace("config: ", "", 1)
+  message = message.removeprefix("Error parsing ")
+  # The name of the dataclass or field whose check failed says nothing to a person.
+  message = re.sub(r"^(\w+Config|config|config\.network): ", "", message)
   suggested = [
     line.split()[0].rstrip(",") for line in lines[rule:] if line.startswith("--") and " " in line
   ]

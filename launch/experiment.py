@@ -97,8 +97,7 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
     """Checks what needs more than one field; raises InputError. Still free of JAX."""
     config_lib.check(bool(self.env), "no environment given: --env=suite:name (`podracer envs`)")
     environments.check_name(self.env)
-    if self.num_devices and hasattr(self.machine, "check_devices"):
-      self.machine.check_devices(self.num_devices)
+    self.machine.check(max(1, self.num_devices), self.config.num_minibatches)
 
   def make_environment(self) -> Any:
     """Builds the environment."""

@@ -1,6 +1,7 @@
 """The `podracer` command."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     return
   try:
     command_line.check_choice("command", args[0], tuple(COMMANDS))
+    # A user's own module:function lies where the command is given; last, so that it shadows nothing.
+    sys.path.append(os.getcwd())
     module = importlib.import_module(f"podracer.launch.{args[0]}")
     module.main(args[1:])
   except config.InputError as error:

@@ -10,20 +10,28 @@ from collections.abc import Iterable
 from typing import Literal
 
 
+class InputError(ValueError):
+  """What a person gave is wrong; the message is one line that says what, and what is valid.
+
+  A command line prints it without a traceback and exits with 2. Any other exception is a fault of the
+  program and keeps its traceback.
+  """
+
+
 def check(condition: bool, message: str) -> None:
-  """Raises ValueError(message), which a command line prints as one line, unless `condition`."""
+  """Raises InputError(message) unless `condition`."""
   if not condition:
-    raise ValueError(message)
+    raise InputError(message)
 
 
 def check_positive(**values: float) -> None:
-  """Raises ValueError naming the first of `values` that is not a finite number above 0."""
+  """Raises InputError naming the first of `values` that is not a finite number above 0."""
   for name, value in values.items():
     check(math.isfinite(value) and value > 0, f"{name} must be above 0, got {value}")
 
 
 def check_at_least(minimum: float, **values: float) -> None:
-  """Raises ValueError naming the first of `values` below `minimum` or not finite."""
+  """Raises InputError naming the first of `values` below `minimum` or not finite."""
   for name, value in values.items():
     check(
       math.isfinite(value) and value >= minimum, f"{name} must be at least {minimum}, got {value}"
@@ -31,7 +39,7 @@ def check_at_least(minimum: float, **values: float) -> None:
 
 
 def check_fraction(**values: float) -> None:
-  """Raises ValueError naming the first of `values` outside [0, 1]."""
+  """Raises InputError naming the first of `values` outside [0, 1]."""
   for name, value in values.items():
     check(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
 
