@@ -1,14 +1,15 @@
 """The environment suites: one module each, found by its name, `suite:environment`.
 
-A suite module has `NAMES` (its environments), `EXTRA` (the extra of `podracer-rl` that installs its
-library, or None), and `make(name, **options) -> Environment`. It imports JAX and its library in `make`
-only, so that names can be listed and checked before JAX starts.
+A suite module has `LIBRARY` (what it imports), `EXTRA` (the extra of `podracer-rl` that installs its
+library, or None), `NAMES` (its environments) and `make(name, **options) -> Environment`. It imports JAX
+and its library in `make` only, so that names can be listed and checked before JAX starts. Modules with
+a leading underscore are no suites but what several suites share.
 """
 
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,8 @@ from podracer import config
 
 def suites() -> tuple[str, ...]:
   """Returns the names of all suites, installed or not."""
-  return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+  found = (module.name for module in pkgutil.iter_modules(__path__))
+  return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def suite(name: str) -> ModuleType:
@@ -96,13 +98,24 @@ def make(name: str, **options: Any) -> Any:
   if prefix in suites():
     made = suite(prefix).make(rest, **options)
   else:
-    function = getattr(importlib.import_module(prefix), rest, None)
-    if function is None:
-      raise ValueError(f"environment {name}: module {prefix} has no function {rest}")
-    made = function(**options)
+    made = _user_function(name, prefix, rest)(**options)
     if not isinstance(made, environment_lib.Environment):
       raise ValueError(
         f"environment {name}: {rest}() returned {type(made).__name__}, not a "
         "podracer.environment.Environment"
       )
   return made._replace(spec=made.spec._replace(name=name))
+
+
+def _user_function(name: str, module_name: str, function_name: str) -> Callable[..., Any]:
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:
+    # The traceback of the cause goes along, for the user's own code is to be mended.
+    raise ValueError(
+      f"environment {name}: importing {module_name} raised {type(error).__name__}: {error}"
+    ) from error
+  function = getattr(module, function_name, None)
+  if not callable(function):
+    raise ValueError(f"environment {name}: module {module_name} has no function {function_name}")
+  return function

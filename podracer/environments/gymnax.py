@@ -1,6 +1,5 @@
 """gymnax: classic control, MinAtar, bsuite and small tasks (Lange 2022)."""
 
-from collections.abc import Callable
 from typing import Any
 
 LIBRARY = "gymnax"
@@ -33,6 +32,8 @@ NAMES = (
   "Swimmer-misc",
   "UmbrellaChain-bsuite",
 )
+_WRONG_BOUNDS = ("GaussianBandit-misc", "MemoryChain-bsuite", "MetaMaze-misc")
+"""Tasks whose observations leave the bounds that gymnax states."""
 
 
 def make(name: str, **options: Any) -> Any:
@@ -53,17 +54,27 @@ def make(name: str, **options: Any) -> Any:
 
   import gymnax
 
-  fields = {field.name for field in dataclasses.fields(gymnax.make(name)[1])}
-  constructor = {key: value for key, value in options.items() if key not in fields}
+  from podracer.environments import _adapt
+
   try:
-    made, params = gymnax.make(name, **constructor)
-  except TypeError as error:
+    made, params = gymnax.make(name)
+  except OSError as error:
     raise ValueError(
-      f"environment gymnax:{name} has no option {', '.join(constructor)}; its options: "
-      f"{', '.join(sorted(fields))}"
+      f"environment gymnax:{name} downloads its data and needs the network: {error}"
     ) from error
-  params = params.replace(**{key: value for key, value in options.items() if key in fields})
-  return from_gymnax(made, params)
+  fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+  arguments = _adapt.arguments(type(made))
+  _adapt.check_options(f"gymnax:{name}", options, [*fields, *arguments])
+  options = _adapt.check_numbers(f"gymnax:{name}", options, {**arguments, **fields})
+  constructor = {key: value for key, value in options.items() if key not in fields}
+  if constructor:
+    try:
+      made, params = gymnax.make(name, **constructor)
+    except (AssertionError, TypeError) as error:
+      raise ValueError(f"environment gymnax:{name}: a bad value in {constructor}") from error
+  return from_gymnax(
+    made, params.replace(**{key: options[key] for key in options if key in fields})
+  )
 
 
 def from_gymnax(made: Any, params: Any) -> Any:
@@ -77,16 +88,21 @@ def from_gymnax(made: Any, params: Any) -> Any:
     An `environment.Environment` around the un-reset `step_env`.
   """
   import jax
-  import jax.numpy as jnp
   from gymnax.environments import spaces
 
   from podracer import environment, types
+  from podracer.environments import _adapt, _gymnax_drawing
+
+  action_space = made.action_space(params)
+  is_discrete = isinstance(action_space, spaces.Discrete)
 
   def reset(key: types.Key) -> tuple[Any, types.Observation]:
     observation, state = made.reset_env(key, params)
     return state, observation
 
   def step(key: types.Key, state: Any, action: types.Array) -> tuple[Any, environment.Outcome]:
+    if not is_discrete:
+      action = action.reshape(action_space.shape)
     observation, state, reward, terminated, _ = made.step_env(key, state, action, params)
     return state, environment.Outcome(
       observation=observation,
@@ -95,32 +111,27 @@ def from_gymnax(made: Any, params: Any) -> Any:
       truncated=made.is_truncated(state, params),
     )
 
-  shape = jax.eval_shape(lambda key: reset(key)[1], jax.random.key(0))
-  space = made.observation_space(params)
-  action_space = made.action_space(params)
-  if isinstance(action_space, spaces.Discrete):
+  if is_discrete:
     action_spec: types.ActionSpec = types.DiscreteActions(int(action_space.n))
   else:
-    size = action_space.shape
-    action_spec = types.ContinuousActions(
-      minimum=tuple(jnp.broadcast_to(action_space.low, size).reshape(-1).tolist()),
-      maximum=tuple(jnp.broadcast_to(action_space.high, size).reshape(-1).tolist()),
-    )
+    action_spec = _adapt.box_actions(action_space.low, action_space.high, action_space.shape)
+  space = made.observation_space(params)
   if isinstance(space, spaces.Discrete):
-    minimum, maximum = 0.0, float(space.n - 1)
+    bounds: tuple[Any, Any] = (0, space.n - 1)
   else:
-    minimum, maximum = (float(jnp.min(space.low)), float(jnp.max(space.high)))
-  observation_spec = jax.tree.map(
-    lambda leaf: types.ArraySpec(leaf.shape, leaf.dtype, minimum, maximum), shape
+    bounds = (None, None) if made.name in _WRONG_BOUNDS else (space.low, space.high)
+  observed = jax.eval_shape(lambda key: reset(key)[1], jax.random.key(0))
+  render, frames_per_second = _gymnax_drawing.renderer(made, params)
+  return _adapt.stable_types(
+    environment.Environment(
+      spec=types.EnvironmentSpec(
+        name=made.name,
+        observation=jax.tree.map(lambda x: _adapt.array_spec(x.shape, x.dtype, *bounds), observed),
+        action=action_spec,
+      ),
+      reset=reset,
+      step=step,
+      render=render,
+      frames_per_second=frames_per_second,
+    )
   )
-  return environment.Environment(
-    spec=types.EnvironmentSpec(made.name, observation_spec, action_spec),
-    reset=reset,
-    step=step,
-    render=_renderer(made, params),
-  )
-
-
-def _renderer(made: Any, params: Any) -> Callable[[Any], Any] | None:
-  """Returns a function from a state to a picture where gymnax can draw the environment."""
-  raise NotImplementedError

@@ -1,0 +1,488 @@
+"""For tests: the conformance check of an environment, a chain MDP, and probe environments.
+
+The check is for environments of your own too. A probe has a step or two and known values, so that
+which probe fails tells what is wrong: a reward, a bootstrap, a discount, a sign, or a memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from podracer import environment as environment_lib
+from podracer import types
+
+TERMINATE = "terminate"
+TRUNCATE = "truncate"
+
+
+def check_environment(
+  environment: environment_lib.Environment,
+  num_environments: int = 4,
+  num_steps: int = 32,
+  seed: int = 0,
+  tolerance: float = 1e-4,
+) -> int:
+  """Checks that an environment keeps the contract of `environment.Environment` and `types`.
+
+  Random legal actions are taken. Checked are shapes, dtypes and bounds against the spec; the order
+  FIRST MID* LAST FIRST with reward 0 and discount 1 at FIRST; discounts of 0 at LAST only; finite
+  numbers; that a course is a function of its environment's key, the same under `scan`, in a loop of
+  steps, alone, beside other environments, and whether resets are computed for all or in chunks; and
+  the picture, where there is one.
+
+  Args:
+    environment: the environment.
+    num_environments: of the batch, at least 2.
+    num_steps: of each; choose as many as let some episodes end.
+    seed: of the environments' keys and of the actions.
+    tolerance: relative and absolute, to which courses computed differently must agree.
+
+  Returns:
+    How many episodes ended: a check in which none did has not seen a reset.
+
+  Raises:
+    AssertionError: naming the first thing that does not hold.
+  """
+  check_types(environment)
+  name = environment.spec.name
+  keys = jax.random.split(jax.random.key(seed), num_environments)
+  course_of = jax.jit(lambda k: _course(environment, k, num_steps))
+  timesteps, states = course_of(keys)
+  course = types.to_numpy(timesteps)
+  _check_values(environment.spec, course)
+  _check_time(name, course)
+
+  again, _ = course_of(keys)
+  _assert_same(name, "a second run with the same keys", course, again, 0.0)
+  rolled, _ = course_of(jnp.roll(keys, 1))
+  rolled = jax.tree.map(lambda x: np.roll(np.asarray(x), -1, axis=1), rolled)
+  _assert_same(name, "the same keys at other places of the batch", course, rolled, tolerance)
+  other_chunk = 0 if environment.reset_chunk > 0 else max(1, num_environments // 2)
+  other = environment._replace(reset_chunk=other_chunk)
+  chunked, _ = jax.jit(lambda k: _course(other, k, num_steps))(keys)
+  _assert_same(name, f"reset_chunk={other_chunk}", course, chunked, tolerance)
+  alone = _course_alone(environment, keys[:1], num_steps)
+  first = jax.tree.map(lambda x: x[:, :1], course)
+  _assert_same(name, "a loop of steps with one environment alone", first, alone, tolerance)
+  if environment.render is not None:
+    _check_picture(name, environment.render(jax.tree.map(lambda x: x[0], states)))
+  return int(np.sum(course.step_type == types.LAST))
+
+
+def check_types(environment: environment_lib.Environment) -> None:
+  """Checks that structure, shapes and dtypes are those of the spec, and that steps can be scanned.
+
+  It only traces, so it compiles and runs nothing: the part of `check_environment` that is cheap.
+
+  Args:
+    environment: the environment.
+
+  Raises:
+    AssertionError: naming the first thing that does not hold.
+  """
+  spec = environment.spec
+  _check_specs(spec)
+  batch = 2
+  keys = jax.random.split(jax.random.key(0), batch)
+  try:
+    timesteps, _ = jax.eval_shape(lambda k: _course(environment, k, 1), keys)
+  except TypeError as error:
+    raise AssertionError(
+      f"{spec.name}: step() does not give back the types of reset(), so it cannot be scanned: {error}"
+    ) from error
+  expected = jax.tree.structure(spec.observation, is_leaf=types.is_array_spec)
+  found = jax.tree.structure(timesteps.observation)
+  assert expected == found, f"{spec.name}: the observation is a {found}, but its spec a {expected}"
+  for what, leaf_spec, leaf in _leaves(spec, timesteps):
+    shape = (2, batch, *leaf_spec.shape)
+    assert leaf.shape == shape, f"{what} has shape {leaf.shape[2:]}, not {leaf_spec.shape}"
+    assert leaf.dtype == leaf_spec.dtype, f"{what} is {leaf.dtype}, not {leaf_spec.dtype}"
+  mask = types.action_mask(timesteps.observation)
+  if mask is not None:
+    assert mask.dtype == bool, f"{spec.name}: the action mask is {mask.dtype}, not bool"
+
+
+def random_action(
+  key: types.Key, spec: types.EnvironmentSpec, observation: types.Observation
+) -> types.Array:
+  """Draws a legal action for one environment: uniform, or normal where a box has no bounds.
+
+  Args:
+    key: consumed.
+    spec: of the environment.
+    observation: of one environment, for its action mask.
+
+  Returns:
+    An int32 scalar or a `[k]` float32 action.
+  """
+  if isinstance(spec.action, types.DiscreteActions):
+    mask = types.action_mask(observation)
+    logits = jnp.zeros(spec.action.num_actions)
+    if mask is not None:
+      logits = jnp.where(mask, 0.0, -jnp.inf)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+  low, high = jnp.asarray(spec.action.minimum), jnp.asarray(spec.action.maximum)
+  is_bounded = jnp.isfinite(low) & jnp.isfinite(high)
+  low, high = jnp.where(is_bounded, low, -1.0), jnp.where(is_bounded, high, 1.0)
+  return jax.random.uniform(key, (spec.action.size,), jnp.float32, low, high)
+
+
+def _actions(
+  spec: types.EnvironmentSpec, keys: types.Key, step: Any, observation: types.Observation
+) -> types.Array:
+  """Draws `[B]` actions; each depends on its own environment's key and observation only."""
+  return jax.vmap(lambda k, o: random_action(jax.random.fold_in(k, step), spec, o))(
+    keys, observation
+  )
+
+
+def _course(
+  environment: environment_lib.Environment, keys: types.Key, num_steps: int
+) -> tuple[types.TimeStep, environment_lib.EnvironmentState]:
+  """Returns the time steps `[num_steps + 1, B]` of random actions, and the last states."""
+  state, first = environment_lib.reset(environment, keys)
+
+  def step(carry: Any, index: types.Array) -> tuple[Any, types.TimeStep]:
+    state, timestep = carry
+    action = _actions(environment.spec, keys, index, timestep.observation)
+    carry = environment_lib.step(environment, state, action)
+    return carry, carry[1]
+
+  (state, _), rest = jax.lax.scan(step, (state, first), jnp.arange(num_steps))
+  course = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
+  return course, state.state
+
+
+def _course_alone(
+  environment: environment_lib.Environment, key: types.Key, num_steps: int
+) -> types.TimeStep:
+  """Returns the time steps `[num_steps + 1, 1]` of a Python loop over a compiled step."""
+
+  @jax.jit
+  def step(state: Any, timestep: types.TimeStep, index: types.Array) -> Any:
+    action = _actions(environment.spec, key, index, timestep.observation)
+    return environment_lib.step(environment, state, action)
+
+  state, timestep = jax.jit(lambda k: environment_lib.reset(environment, k))(key)
+  course = [timestep]
+  for index in range(num_steps):
+    state, timestep = step(state, timestep, jnp.asarray(index))
+    course.append(timestep)
+  return jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *course)
+
+
+def _check_specs(spec: types.EnvironmentSpec) -> None:
+  leaves = jax.tree.leaves(spec.observation, is_leaf=types.is_array_spec)
+  assert leaves and all(types.is_array_spec(leaf) for leaf in leaves), (
+    f"{spec.name}: spec.observation must be a tree of types.ArraySpec, got {spec.observation}"
+  )
+  if isinstance(spec.action, types.DiscreteActions):
+    assert spec.action.num_actions >= 1, f"{spec.name}: num_actions is {spec.action.num_actions}"
+  else:
+    assert isinstance(spec.action, types.ContinuousActions), (
+      f"{spec.name}: spec.action must be DiscreteActions or ContinuousActions, got {spec.action}"
+    )
+    pairs = zip(spec.action.minimum, spec.action.maximum, strict=True)
+    assert all(low < high for low, high in pairs), (
+      f"{spec.name}: the bounds of the actions are empty: {spec.action}"
+    )
+
+
+def _leaves(
+  spec: types.EnvironmentSpec, timesteps: types.TimeStep
+) -> Iterator[tuple[str, types.ArraySpec, Any]]:
+  """Yields what each array of the time steps is, its spec, and itself."""
+  for field, dtype in (("step_type", "int8"), ("reward", "float32"), ("discount", "float32")):
+    leaf_spec = types.ArraySpec((), jnp.dtype(dtype))
+    yield f"{spec.name}: {field}", leaf_spec, getattr(timesteps, field)
+  specs = jax.tree.leaves_with_path(spec.observation, is_leaf=types.is_array_spec)
+  arrays = jax.tree.leaves(timesteps.observation)
+  for (path, leaf_spec), leaf in zip(specs, arrays, strict=True):
+    yield f"{spec.name}: observation{jax.tree_util.keystr(path)}", leaf_spec, leaf
+
+
+def _check_values(spec: types.EnvironmentSpec, course: types.TimeStep) -> None:
+  """Checks finite numbers, bounds, and that a mask leaves an action."""
+  for what, leaf_spec, leaf in _leaves(spec, course):
+    values = leaf.astype(np.float64)
+    assert np.all(np.isfinite(values)), f"{what} is not finite"
+    if leaf_spec.minimum is not None:
+      low = leaf_spec.minimum - 1e-5 * max(1.0, abs(leaf_spec.minimum))
+      assert np.all(values >= low), f"{what} is {values.min()}, below {leaf_spec.minimum}"
+    if leaf_spec.maximum is not None:
+      high = leaf_spec.maximum + 1e-5 * max(1.0, abs(leaf_spec.maximum))
+      assert np.all(values <= high), f"{what} is {values.max()}, above {leaf_spec.maximum}"
+  mask = types.action_mask(course.observation)
+  if mask is not None:
+    assert np.all(np.any(mask, axis=-1) | (course.step_type == types.LAST)), (
+      f"{spec.name}: an action mask allows no action although the episode goes on"
+    )
+
+
+def _check_time(name: str, course: types.TimeStep) -> None:
+  """Checks the convention of `types`: the order of step types, and rewards and discounts in it."""
+  is_first = course.step_type == types.FIRST
+  is_last = course.step_type == types.LAST
+  assert np.all((course.step_type >= types.FIRST) & (course.step_type <= types.LAST)), (
+    f"{name}: step_type is none of FIRST, MID and LAST"
+  )
+  assert np.all(is_first[0]), f"{name}: reset() does not return FIRST"
+  assert np.all(is_first[1:] == is_last[:-1]), (
+    f"{name}: FIRST does not come after LAST and only there"
+  )
+  assert np.all(course.reward[is_first] == 0.0), f"{name}: the reward at FIRST is not 0"
+  assert np.all(course.discount[is_first] == 1.0), f"{name}: the discount at FIRST is not 1"
+  assert np.all((course.discount == 0.0) | (course.discount == 1.0)), (
+    f"{name}: a discount is neither 0 nor 1"
+  )
+  assert np.all(is_last[course.discount == 0.0]), f"{name}: a discount is 0 before LAST"
+
+
+def _assert_same(name: str, what: str, expected: Any, found: Any, tolerance: float) -> None:
+  pairs = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True)
+  for (path, a), b in pairs:
+    close = np.isclose(
+      np.asarray(b, np.float64), np.asarray(a, np.float64), rtol=tolerance, atol=tolerance
+    )
+    if not np.all(close):
+      step = int(np.argwhere(~close)[0][0])
+      raise AssertionError(
+        f"{name}: {what} gives another course, at {jax.tree_util.keystr(path)} from step {step} on"
+      )
+
+
+def _check_picture(name: str, picture: Any) -> None:
+  assert isinstance(picture, np.ndarray) and picture.dtype == np.uint8, (
+    f"{name}: render() must return a NumPy array of uint8"
+  )
+  assert picture.ndim == 3 and picture.shape[2] == 3, (
+    f"{name}: render() returned shape {picture.shape}, not [H, W, 3]"
+  )
+  assert picture.shape[0] % 2 == 0 and picture.shape[1] % 2 == 0, (
+    f"{name}: a video needs even sizes, render() returned {picture.shape}"
+  )
+
+
+def _make(
+  name: str,
+  observation: types.ArraySpec,
+  action: types.ActionSpec,
+  reset: Any,
+  step: Any,
+) -> environment_lib.Environment:
+  spec = types.EnvironmentSpec(name=name, observation=observation, action=action)
+  return environment_lib.Environment(spec=spec, reset=reset, step=step)
+
+
+def _outcome(
+  observation: Any, reward: Any, terminated: Any = False, truncated: Any = False
+) -> environment_lib.Outcome:
+  return environment_lib.Outcome(
+    observation=jnp.asarray(observation, jnp.float32),
+    reward=jnp.asarray(reward, jnp.float32),
+    terminated=jnp.asarray(terminated, bool),
+    truncated=jnp.asarray(truncated, bool),
+  )
+
+
+def chain_environment(
+  episodes: Sequence[tuple[int, str]] = ((3, TERMINATE),),
+  rewards: Sequence[float] | None = None,
+  num_actions: int = 2,
+) -> environment_lib.Environment:
+  """Returns a chain of states 0, 1, 2 ... walked from left to right whatever the action.
+
+  Args:
+    episodes: `(steps, end)` of each kind of episode, `end` being "terminate", "truncate" or "both";
+      one kind gives the same episode always, of several each reset draws one.
+    rewards: of arriving at states 1, 2 ...; the default is 1, 2, 3 ...
+    num_actions: that there are, all the same.
+
+  Returns:
+    An environment that observes its state as one-hot `[longest + 1]`.
+
+  Raises:
+    ValueError: for an end of another name, no steps, or too few rewards.
+  """
+  for steps, end in episodes:
+    if steps < 1 or end not in (TERMINATE, TRUNCATE, "both"):
+      raise ValueError(
+        f'an episode is (steps >= 1, "terminate", "truncate" or "both"), got {(steps, end)}'
+      )
+  longest = max(steps for steps, _ in episodes)
+  if rewards is None:
+    rewards = tuple(float(i + 1) for i in range(longest))
+  if len(rewards) < longest:
+    raise ValueError(f"{longest} rewards are needed, got {len(rewards)}")
+  num_steps = jnp.asarray([steps for steps, _ in episodes])
+  terminates = jnp.asarray([end != TRUNCATE for _, end in episodes])
+  truncates = jnp.asarray([end != TERMINATE for _, end in episodes])
+  reward_of = jnp.asarray(rewards, jnp.float32)
+
+  def observe(position: types.Array) -> types.Array:
+    return jax.nn.one_hot(position, longest + 1, dtype=jnp.float32)
+
+  def reset(key: types.Key) -> Any:
+    kind = jax.random.randint(key, (), 0, len(episodes), jnp.int32)
+    position = jnp.zeros((), jnp.int32)
+    return (kind, position), observe(position)
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key, action
+    kind, position = state
+    is_end = position + 1 >= num_steps[kind]
+    return (kind, position + 1), _outcome(
+      observe(position + 1),
+      reward_of[position],
+      terminated=is_end & terminates[kind],
+      truncated=is_end & truncates[kind],
+    )
+
+  return _make(
+    "chain",
+    types.ArraySpec((longest + 1,), jnp.dtype("float32"), 0.0, 1.0),
+    types.DiscreteActions(num_actions),
+    reset,
+    step,
+  )
+
+
+_UNIT = types.ArraySpec((1,), jnp.dtype("float32"), -1.0, 1.0)
+
+
+def probe_constant() -> environment_lib.Environment:
+  """One step, reward 1, observation 0: the value of the start is 1 whatever the discount."""
+
+  def reset(key: types.Key) -> Any:
+    del key
+    return (), jnp.zeros((1,))
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key, action
+    return state, _outcome(jnp.zeros((1,)), 1.0, terminated=True)
+
+  return _make("probe_constant", _UNIT, types.DiscreteActions(2), reset, step)
+
+
+def probe_observation() -> environment_lib.Environment:
+  """One step whose reward is the observation, -1 or 1: the value is the observation."""
+
+  def reset(key: types.Key) -> Any:
+    sign = jax.random.rademacher(key, (1,), jnp.float32)
+    return sign, sign
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key, action
+    return state, _outcome(jnp.zeros((1,)), state[0], terminated=True)
+
+  return _make("probe_observation", _UNIT, types.DiscreteActions(2), reset, step)
+
+
+def probe_discount() -> environment_lib.Environment:
+  """Two steps, reward 1 at the end: the value is gamma at observation 0 and 1 at observation 1."""
+  return chain_environment(((2, TERMINATE),), rewards=(0.0, 1.0))._replace(
+    spec=types.EnvironmentSpec(
+      "probe_discount",
+      types.ArraySpec((3,), jnp.dtype("float32"), 0.0, 1.0),
+      types.DiscreteActions(2),
+    )
+  )
+
+
+def probe_truncation() -> environment_lib.Environment:
+  """Reward 1 and observation 0 for ever, truncated after each step: the value is 1 / (1 - gamma).
+
+  A learner that takes a truncation for an end finds 1.
+  """
+
+  def reset(key: types.Key) -> Any:
+    del key
+    return (), jnp.zeros((1,))
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key, action
+    return state, _outcome(jnp.zeros((1,)), 1.0, truncated=True)
+
+  return _make("probe_truncation", _UNIT, types.DiscreteActions(2), reset, step)
+
+
+def probe_action() -> environment_lib.Environment:
+  """One step, reward 1 for action 1 and -1 for action 0: the best return is 1."""
+
+  def reset(key: types.Key) -> Any:
+    del key
+    return (), jnp.zeros((1,))
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key
+    return state, _outcome(jnp.zeros((1,)), jnp.where(action == 1, 1.0, -1.0), terminated=True)
+
+  return _make("probe_action", _UNIT, types.DiscreteActions(2), reset, step)
+
+
+def probe_policy() -> environment_lib.Environment:
+  """One step, reward 1 for action 1 at observation 1 or 0 at -1, else -1: the best return is 1."""
+
+  def reset(key: types.Key) -> Any:
+    sign = jax.random.rademacher(key, (1,), jnp.float32)
+    return sign, sign
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key
+    is_right = (action == 1) == (state[0] > 0)
+    return state, _outcome(jnp.zeros((1,)), jnp.where(is_right, 1.0, -1.0), terminated=True)
+
+  return _make("probe_policy", _UNIT, types.DiscreteActions(2), reset, step)
+
+
+def probe_memory(length: int = 4) -> environment_lib.Environment:
+  """A cue at the first step is to be named at the last: reward 1 or -1; 0 on average without memory.
+
+  Args:
+    length: steps of an episode; the action of the last one counts.
+
+  Returns:
+    An environment that observes `[cue is 0, cue is 1, it is time to answer]`.
+  """
+
+  def observe(cue: types.Array, position: types.Array) -> types.Array:
+    shown = jnp.where(position == 0, jax.nn.one_hot(cue, 2), jnp.zeros(2))
+    return jnp.append(shown, jnp.where(position == length - 1, 1.0, 0.0)).astype(jnp.float32)
+
+  def reset(key: types.Key) -> Any:
+    cue = jax.random.randint(key, (), 0, 2, jnp.int32)
+    position = jnp.zeros((), jnp.int32)
+    return (cue, position), observe(cue, position)
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key
+    cue, position = state
+    is_end = position + 1 >= length
+    reward = jnp.where(is_end, jnp.where(action == cue, 1.0, -1.0), 0.0)
+    return (cue, position + 1), _outcome(observe(cue, position + 1), reward, terminated=is_end)
+
+  return _make(
+    "probe_memory",
+    types.ArraySpec((3,), jnp.dtype("float32"), 0.0, 1.0),
+    types.DiscreteActions(2),
+    reset,
+    step,
+  )
+
+
+def probe_continuous(target: float = 0.5, size: int = 1) -> environment_lib.Environment:
+  """One step, reward -|action - target|^2, actions in [-1, 1]: the best return is 0."""
+
+  def reset(key: types.Key) -> Any:
+    del key
+    return (), jnp.zeros((1,))
+
+  def step(key: types.Key, state: Any, action: types.Array) -> Any:
+    del key
+    return state, _outcome(jnp.zeros((1,)), -jnp.sum((action - target) ** 2), terminated=True)
+
+  actions = types.ContinuousActions(minimum=(-1.0,) * size, maximum=(1.0,) * size)
+  return _make("probe_continuous", _UNIT, actions, reset, step)
