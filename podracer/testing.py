@@ -130,6 +130,23 @@ def random_action(
   return jax.random.uniform(key, (spec.action.size,), jnp.float32, low, high)
 
 
+def random_course(
+  environment: environment_lib.Environment, keys: types.Key, num_steps: int
+) -> types.TimeStep:
+  """Takes random legal actions.
+
+  Args:
+    environment: the environment.
+    keys: `[B]`, of the environments and of their actions.
+    num_steps: of each.
+
+  Returns:
+    The time steps `[num_steps + 1, B]`, on the host.
+  """
+  timesteps, _ = jax.jit(lambda k: _course(environment, k, num_steps))(keys)
+  return types.to_numpy(timesteps)
+
+
 def _actions(
   spec: types.EnvironmentSpec, keys: types.Key, step: Any, observation: types.Observation
 ) -> types.Array:

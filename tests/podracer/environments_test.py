@@ -1,0 +1,279 @@
+import sys
+import types as python_types
+
+import jax
+import pytest
+
+from podracer import environment, environments, testing, types
+
+# How a suite's episodes are made short, so that a check of few steps sees ends and resets.
+SHORT = {
+  "brax": {"episode_length": 5},
+  "craftax": {"max_timesteps": 5},
+  "gymnax": {"max_steps_in_episode": 5},
+  "jumanji": {"time_limit": 5},
+  "navix": {"max_steps": 5},
+  "pgx": {"max_steps": 5},
+}
+# Compiled and run by default: one or two of each kind of suite that compile in seconds.
+RUN = (
+  "brax:fast",
+  "gymnax:CartPole-v1",
+  "gymnax:Catch-bsuite",
+  "gymnax:FrozenLake-misc",
+  "gymnax:Pendulum-v1",
+  "jumanji:Snake-v1",
+  "navix:Empty-5x5-v0",
+  "pgx:minatar-breakout",
+)
+# Even tracing one takes many seconds, and craftax makes its textures on first use, for minutes.
+HEAVY = ("brax", "craftax")
+LIGHT = ("brax:fast",)
+DOWNLOADS = ("gymnax:MNISTBandit-bsuite",)
+ALL = tuple(name for name in environments.names() if name not in DOWNLOADS)
+
+
+def _param(name, is_slow):
+  return pytest.param(name, marks=pytest.mark.slow if is_slow else ())
+
+
+TRACED = [_param(n, n.partition(":")[0] in HEAVY and n not in LIGHT) for n in ALL]
+CHECKED = [_param(n, n not in RUN) for n in ALL]
+
+
+@pytest.fixture
+def quick_compilation():
+  """Compiles without most optimisations: these programs run for a moment only."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _make_short(name):
+  suite_name, _, rest = name.partition(":")
+  pytest.importorskip(environments.suite(suite_name).LIBRARY)
+  options = SHORT[suite_name]
+  if suite_name == "jumanji" and rest not in (
+    "Maze-v0",
+    "PacMan-v1",
+    "SlidingTilePuzzle-v0",
+    "Snake-v1",
+  ):
+    options = {}
+  return environments.make(name, **options)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_environment_has_the_types_of_its_spec(name):
+  made = _make_short(name)
+  assert made.spec.name == name
+  testing.check_types(made)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_environment_conforms(name, quick_compilation):
+  made = _make_short(name)
+  num_ends = testing.check_environment(made, num_steps=24 if name.startswith("jumanji") else 12)
+  assert num_ends > 0
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("gymnax:Pendulum-v1", {"max_steps_in_episode": 3}),
+    ("navix:Empty-5x5-v0", {"max_steps": 3}),
+    ("pgx:2048", {"max_steps": 3}),
+    ("jumanji:SlidingTilePuzzle-v0", {"time_limit": 3}),
+    ("brax:fast", {"episode_length": 3}),
+    pytest.param(
+      "craftax:Craftax-Classic-Symbolic-v1", {"max_timesteps": 3}, marks=pytest.mark.slow
+    ),
+  ],
+)
+def test_a_time_limit_truncates_and_does_not_end(name, options, quick_compilation):
+  pytest.importorskip(environments.suite(name.partition(":")[0]).LIBRARY)
+  made = environments.make(name, **options)
+  course = testing.random_course(made, jax.random.split(jax.random.key(0), 2), 4)
+  expected = [types.FIRST, types.MID, types.MID, types.LAST, types.FIRST]
+  assert course.step_type[:, 0].tolist() == expected
+  assert course.discount[:, 0].tolist() == [1.0] * 5
+
+
+def test_an_end_has_discount_0(quick_compilation):
+  made = environments.make("jumanji:Knapsack-v1")
+  course = testing.random_course(made, jax.random.split(jax.random.key(0), 2), 50)
+  is_last = course.step_type == types.LAST
+  assert is_last.any()
+  assert (course.discount[is_last] == 0.0).all()
+
+
+def _registry(suite_name):
+  """Returns the names a suite's own library knows."""
+  pytest.importorskip(environments.suite(suite_name).LIBRARY)
+  if suite_name == "gymnax":
+    import gymnax
+
+    return set(gymnax.registered_envs)
+  if suite_name == "navix":
+    import navix
+
+    return {name.removeprefix("Navix-") for name in navix.registry()}
+  if suite_name == "pgx":
+    import pgx
+
+    return set(pgx.available_envs())
+  if suite_name == "brax":
+    from brax import envs
+
+    return set(envs._envs)
+  import jumanji
+
+  return set(jumanji.registered_environments())
+
+
+# What a library has and a suite leaves out, so that a new one in a new release is noticed.
+LEFT_OUT = {
+  "gymnax": set(),
+  "navix": set(),
+  "brax": {"swimmer"},
+}
+
+
+@pytest.mark.parametrize("suite_name", ["brax", "gymnax", "jumanji", "navix", "pgx"])
+def test_names_are_those_of_the_library(suite_name):
+  names = environments.suite(suite_name).NAMES
+  assert list(names) == sorted(set(names))
+  registry = _registry(suite_name)
+  assert set(names) <= registry
+  if suite_name in LEFT_OUT:
+    assert registry - set(names) == LEFT_OUT[suite_name]
+
+
+def test_jumanji_lists_each_task_of_one_discrete_action():
+  jumanji = pytest.importorskip("jumanji")
+  needs_network = {"Sokoban-v0"}
+  found = set()
+  for name in set(jumanji.registered_environments()) - needs_network:
+    spec = jumanji.make(name).action_spec
+    if isinstance(spec, jumanji.specs.DiscreteArray):
+      found.add(name)
+  assert found == set(environments.suite("jumanji").NAMES)
+
+
+def test_suites_have_what_a_suite_has():
+  assert environments.suites() == ("brax", "craftax", "gymnax", "jumanji", "navix", "pgx")
+  for name in environments.suites():
+    module = environments.suite(name)
+    assert isinstance(module.LIBRARY, str)
+    assert module.EXTRA is None or isinstance(module.EXTRA, str)
+    assert module.NAMES
+    assert callable(module.make)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("gymnax:Cach-bsuite", "unknown environment gymnax:Cach-bsuite; nearest: gymnax:Catch-bsuite"),
+    ("gymax:Catch-bsuite", "nearest: .*gymnax:Catch-bsuite"),
+    ("Catch", "nearest: gymnax:Catch-bsuite"),
+    ("gymnax:", "unknown environment gymnax:"),
+    ("", "unknown environment"),
+    ("no_such_module_here:make", "unknown environment no_such_module_here:make"),
+    ("no.such.module:make", "unknown environment no.such.module:make"),
+    ("..:make", "unknown environment ..:make"),
+  ],
+)
+def test_unknown_name_is_one_line_with_the_nearest(name, message):
+  with pytest.raises(ValueError, match=message) as info:
+    environments.make(name)
+  assert "\n" not in str(info.value)
+
+
+def test_missing_library_names_the_command_that_installs_it(monkeypatch):
+  monkeypatch.setattr(environments.suite("pgx"), "LIBRARY", "no_such_library_here")
+  with pytest.raises(ValueError, match=r"pip install 'podracer-rl\[pgx\]'"):
+    environments.make("pgx:minatar-asterix")
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [
+    ("gymnax:Catch-bsuite", {"row": 5}, "has no option row; its options: columns, max_steps_"),
+    ("gymnax:Catch-bsuite", {"rows": "many"}, "option rows must be a whole number, got 'many'"),
+    ("gymnax:CartPole-v1", {"gravity": "up"}, "option gravity must be a number, got 'up'"),
+    ("gymnax:CartPole-v1", {"max_steps_in_episode": 1.5}, "must be a whole number, got 1.5"),
+    ("gymnax:MetaMaze-misc", {"maze_size": 4}, "a bad value in"),
+    ("navix:Empty-5x5-v0", {"size": 5}, "has no option size; its options: max_steps, observation"),
+    ("navix:Empty-5x5-v0", {"observation": "x"}, "observation must be one of categorical"),
+    ("pgx:minatar-asterix", {"limit": 5}, "has no option limit; its options: max_steps, sticky"),
+    ("pgx:minatar-asterix", {"max_steps": 0}, "must be a number of at least 1, got 0"),
+    ("jumanji:Snake-v1", {"size": 5}, "has no option size; its options: num_cols, num_rows"),
+    ("brax:fast", {"gravity": 5}, "has no option gravity; its options: "),
+    ("brax:ant", {"backend": "x"}, "backend must be one of generalized"),
+  ],
+)
+def test_bad_option_is_one_line(name, options, message):
+  pytest.importorskip(environments.suite(name.partition(":")[0]).LIBRARY)
+  with pytest.raises(ValueError, match=message) as info:
+    environments.make(name, **options)
+  assert "\n" not in str(info.value)
+
+
+def test_options_reach_the_environment():
+  made = environments.make("gymnax:Catch-bsuite", rows=7, columns=4)
+  assert made.spec.observation.shape == (7, 4)
+  bernoulli = environments.make("gymnax:BernoulliBandit-misc", max_steps_in_episode=5)
+  testing.check_types(bernoulli)
+
+
+def test_failing_download_says_that_it_needs_the_network(monkeypatch):
+  from gymnax.utils import load_mnist
+
+  def refuse(*args, **kwargs):
+    raise OSError("Name or service not known")
+
+  monkeypatch.setattr(load_mnist, "load_mnist", refuse)
+  with pytest.raises(ValueError, match="needs the network: Name or service not known"):
+    environments.make("gymnax:MNISTBandit-bsuite")
+
+
+def _module(monkeypatch, **content):
+  module = python_types.ModuleType("a_users_module")
+  module.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec("a_users_module", None)
+  for key, value in content.items():
+    setattr(module, key, value)
+  monkeypatch.setitem(sys.modules, "a_users_module", module)
+
+
+def test_users_own_function_is_called_with_the_options(monkeypatch):
+  def make_env(length):
+    return testing.chain_environment(((length, "terminate"),))
+
+  _module(monkeypatch, make_env=make_env)
+  made = environments.make("a_users_module:make_env", length=4)
+  assert isinstance(made, environment.Environment)
+  assert made.spec.name == "a_users_module:make_env"
+  assert made.spec.observation.shape == (5,)
+
+
+def test_users_module_without_the_function(monkeypatch):
+  _module(monkeypatch, not_callable=3)
+  for name in ("make_env", "not_callable"):
+    with pytest.raises(ValueError, match=f"module a_users_module has no function {name}"):
+      environments.make(f"a_users_module:{name}")
+
+
+def test_users_function_that_returns_something_else(monkeypatch):
+  _module(monkeypatch, make_env=lambda: 3)
+  with pytest.raises(
+    ValueError, match=r"make_env\(\) returned int, not a podracer.environment.Env"
+  ):
+    environments.make("a_users_module:make_env")
+
+
+def test_users_module_that_raises_on_import(monkeypatch, tmp_path):
+  (tmp_path / "a_raising_module.py").write_text("raise KeyError('missing')\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  with pytest.raises(ValueError, match="importing a_raising_module raised KeyError: 'missing'"):
+    environments.make("a_raising_module:make_env")

@@ -1,0 +1,192 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from podracer import environment, testing, types
+
+PROBES = {
+  "chain": lambda: testing.chain_environment(((3, "terminate"), (1, "truncate"), (2, "both"))),
+  "constant": testing.probe_constant,
+  "observation": testing.probe_observation,
+  "discount": testing.probe_discount,
+  "truncation": testing.probe_truncation,
+  "action": testing.probe_action,
+  "policy": testing.probe_policy,
+  "memory": testing.probe_memory,
+  "memory of one step": lambda: testing.probe_memory(1),
+  "continuous": testing.probe_continuous,
+  "continuous of two": lambda: testing.probe_continuous(size=2),
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probe_conforms(name):
+  assert testing.check_environment(PROBES[name](), num_steps=12) > 0
+
+
+def _step_once(made, action, num_environments=32):
+  """Returns the first two time steps of `[B]` environments that all take `action`."""
+  state, first = environment.reset(made, jax.random.split(jax.random.key(0), num_environments))
+  if callable(action):
+    action = action(first.observation)
+  batch = jnp.broadcast_to(jnp.asarray(action), (num_environments, *jnp.shape(action)[1:]))
+  return first, environment.step(made, state, batch)[1]
+
+
+def test_probe_rewards_are_the_known_ones():
+  assert np.all(_step_once(testing.probe_constant(), 0)[1].reward == 1.0)
+  first, last = _step_once(testing.probe_observation(), 0)
+  np.testing.assert_array_equal(last.reward, first.observation[:, 0])
+  assert set(np.unique(last.reward)) == {-1.0, 1.0}
+  assert np.all(_step_once(testing.probe_action(), 0)[1].reward == -1.0)
+  assert np.all(_step_once(testing.probe_action(), 1)[1].reward == 1.0)
+  _, last = _step_once(testing.probe_policy(), lambda o: (o[:, 0] > 0).astype(jnp.int32))
+  assert np.all(last.reward == 1.0)
+  _, last = _step_once(testing.probe_truncation(), 0)
+  assert np.all(last.is_last()) and np.all(last.discount == 1.0) and np.all(last.reward == 1.0)
+  _, last = _step_once(testing.probe_continuous(0.25), jnp.full((32, 1), -0.25))
+  np.testing.assert_allclose(last.reward, -0.25)
+
+
+def test_probe_discount_rewards_the_second_step_only():
+  made = testing.probe_discount()
+  state, _ = environment.reset(made, jax.random.split(jax.random.key(0), 1))
+  state, second = environment.step(made, state, jnp.zeros(1, jnp.int32))
+  _, third = environment.step(made, state, jnp.zeros(1, jnp.int32))
+  assert (second.reward[0], second.discount[0]) == (0.0, 1.0)
+  assert (third.reward[0], third.discount[0]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_memory_pays_for_the_cue_of_the_first_step(length):
+  made = testing.probe_memory(length)
+  state, timestep = environment.reset(made, jax.random.split(jax.random.key(0), 16))
+  cue = jnp.argmax(timestep.observation[:, :2], axis=-1)
+  assert set(np.asarray(cue).tolist()) == {0, 1}
+  for index in range(length):
+    assert np.all(timestep.observation[:, 2] == (index == length - 1))
+    if index > 0:
+      assert np.all(timestep.observation[:, :2] == 0.0)
+    answer = jnp.where(jnp.arange(16) < 8, cue, 1 - cue).astype(jnp.int32)
+    state, timestep = environment.step(made, state, answer)
+  assert np.all(timestep.is_last())
+  np.testing.assert_array_equal(timestep.reward, np.where(np.arange(16) < 8, 1.0, -1.0))
+
+
+@pytest.mark.parametrize(
+  ("episodes", "rewards", "message"),
+  [
+    (((0, "terminate"),), None, "an episode is"),
+    (((2, "stop"),), None, "an episode is"),
+    (((2, "terminate"),), (1.0,), "2 rewards are needed, got 1"),
+  ],
+)
+def test_chain_refuses_wrong_arguments(episodes, rewards, message):
+  with pytest.raises(ValueError, match=message):
+    testing.chain_environment(episodes, rewards)
+
+
+def test_random_action_obeys_mask_and_bounds():
+  spec = types.EnvironmentSpec("masked", {}, types.DiscreteActions(4))
+  observation = {types.ACTION_MASK: jnp.asarray([False, True, False, True])}
+  keys = jax.random.split(jax.random.key(0), 64)
+  actions = jax.vmap(lambda k: testing.random_action(k, spec, observation))(keys)
+  assert set(np.asarray(actions).tolist()) == {1, 3}
+  bounds = types.ContinuousActions(minimum=(2.0, -np.inf), maximum=(3.0, np.inf))
+  spec = spec._replace(action=bounds)
+  actions = jax.vmap(lambda k: testing.random_action(k, spec, ()))(keys)
+  assert np.all((actions[:, 0] >= 2.0) & (actions[:, 0] <= 3.0))
+  assert np.all(np.isfinite(actions))
+
+
+def _broken(step=None, reset=None, spec=None, **fields):
+  made = testing.chain_environment()
+  base_step, base_reset = made.step, made.reset
+  if step is not None:
+    fields["step"] = lambda k, s, a: step(*base_step(k, s, a), s)
+  if reset is not None:
+    fields["reset"] = lambda k: reset(*base_reset(k))
+  if spec is not None:
+    fields["spec"] = spec(made.spec)
+  return made._replace(**fields)
+
+
+_STEPS_TAKEN = []
+
+
+def _count_steps(state, outcome, _):
+  _STEPS_TAKEN.append(1)
+  return state, outcome._replace(reward=outcome.reward + float(len(_STEPS_TAKEN)))
+
+
+BROKEN = {
+  "dtype of the observation": (
+    lambda: _broken(spec=lambda s: s._replace(observation=s.observation._replace(dtype="int32"))),
+    "observation is float32, not int32",
+  ),
+  "shape of the observation": (
+    lambda: _broken(spec=lambda s: s._replace(observation=s.observation._replace(shape=(9,)))),
+    r"observation has shape \(4,\), not \(9,\)",
+  ),
+  "structure of the observation": (
+    lambda: _broken(spec=lambda s: s._replace(observation={"x": s.observation})),
+    "but its spec a",
+  ),
+  "spec of the observation": (
+    lambda: _broken(spec=lambda s: s._replace(observation=(4,))),
+    "must be a tree of types.ArraySpec",
+  ),
+  "spec of the action": (
+    lambda: _broken(spec=lambda s: s._replace(action=4)),
+    "spec.action must be DiscreteActions or ContinuousActions",
+  ),
+  "bounds": (
+    lambda: _broken(spec=lambda s: s._replace(observation=s.observation._replace(maximum=0.5))),
+    "observation is 1.0, above 0.5",
+  ),
+  "not finite": (
+    lambda: _broken(step=lambda s, o, _: (s, o._replace(reward=o.reward / 0.0))),
+    "reward is not finite",
+  ),
+  "dtype of the state": (
+    lambda: _broken(step=lambda s, o, _: ((s[0], s[1].astype(jnp.float32)), o)),
+    "cannot be scanned",
+  ),
+  "hidden state": (lambda: _broken(step=_count_steps), "gives another course"),
+  "picture": (
+    lambda: _broken(render=lambda state: np.zeros((4, 4), np.uint8)),
+    r"render\(\) returned shape \(4, 4\)",
+  ),
+  "odd picture": (
+    lambda: _broken(render=lambda state: np.zeros((3, 4, 3), np.uint8)),
+    "a video needs even sizes",
+  ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_check_finds_what_is_broken(what):
+  make, message = BROKEN[what]
+  with pytest.raises(AssertionError, match=message):
+    testing.check_environment(make(), num_steps=6)
+
+
+def test_check_finds_a_mask_without_an_action():
+  made = testing.chain_environment()
+
+  def masked(observation):
+    return {"x": observation, types.ACTION_MASK: jnp.zeros(2, bool)}
+
+  def step(key, state, action):
+    state, outcome = made.step(key, state, action)
+    return state, outcome._replace(observation=masked(outcome.observation))
+
+  def reset(key):
+    state, observation = made.reset(key)
+    return state, masked(observation)
+
+  mask_spec = types.ArraySpec((2,), jnp.dtype(bool))
+  spec = made.spec._replace(observation={"x": made.spec.observation, types.ACTION_MASK: mask_spec})
+  with pytest.raises(AssertionError, match="allows no action although the episode goes on"):
+    testing.check_environment(made._replace(spec=spec, step=step, reset=reset), num_steps=4)
