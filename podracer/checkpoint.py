@@ -559,7 +559,8 @@ def _reading(what: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
   lines = str(error).strip().splitlines() or [""]
-  line = f"{type(error).__name__}: {lines[0]}"
+  # TensorStore appends its whole specification.
+  line = f"{type(error).__name__}: {lines[0].partition(' [tensorstore_spec=')[0]}"
   # The cause stands at the end of a long one.
   return line if len(line) <= 300 else f"{line[:100]} ... {line[-190:]}"
 
@@ -582,21 +583,25 @@ def _make_orbax() -> ocp.AsyncCheckpointer:
 @functools.cache
 def _quieten_orbax() -> None:
   """Keeps off the console what Orbax says: every failure is reported here, in one line."""
-  previous = sys.excepthook
+  previous = sys.unraisablehook
 
-  def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    # Writes that a failed save left behind call back, from C++, into its closed loop.
-    if str(error) != "Event loop is closed" or not _files(trace)[0].endswith("base_events.py"):
-      previous(kind, error, trace)
+  def hook(unraisable: Any) -> None:
+    # Reads and writes that a failure left behind call back, from C++, into its closed event loop.
+    is_closed_loop = str(unraisable.exc_value) == "Event loop is closed"
+    if not is_closed_loop or not _files(unraisable.exc_traceback)[0].endswith("base_events.py"):
+      previous(unraisable)
 
-  sys.excepthook = hook
+  sys.unraisablehook = hook
   logging.get_absl_logger().addFilter(_is_not_orbax_noise)
   standard_logging.getLogger("asyncio").addFilter(_is_not_orbax_noise)
 
 
 def _is_not_orbax_noise(record: standard_logging.LogRecord) -> bool:
-  files = [record.pathname, *_files(record.exc_info[2] if record.exc_info else None)]
+  _, error, trace = record.exc_info or (None, None, None)
+  files = [record.pathname, *_files(trace)]
   is_orbax = any("/orbax/checkpoint/" in file.replace(os.sep, "/") for file in files)
+  # An error from TensorStore, which Orbax stopped waiting for at the first.
+  is_orbax |= record.name == "asyncio" and "OCDBT" in str(error)
   return not is_orbax or logging.vlog_is_on(1)
 
 

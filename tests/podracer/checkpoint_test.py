@@ -421,6 +421,34 @@ def test_a_full_disk_is_one_line_and_training_goes_on(tmp_path):
     assert "Training goes on; the newest good checkpoint is that of step 1." in line
 
 
+MANY_FAULTS = """
+import pathlib, sys
+import jax
+from podracer import checkpoint
+
+directory = pathlib.Path(sys.argv[1])
+state = {str(i): jax.random.normal(jax.random.key(i), (50, 50)) for i in range(40)}
+checkpointer = checkpoint.Checkpointer(directory, max_to_keep=10)
+for step in range(5):
+  checkpointer.save(step, {"state": state}, {})
+  assert checkpointer.wait()
+for step in range(1, 5):
+  for path in (directory / str(step)).rglob("d/*"):
+    path.unlink()
+assert checkpointer.restore({"state": state}).step == 0
+"""
+
+
+def test_many_bad_arrays_are_one_line_a_step(tmp_path):
+  # Each read that Orbax no longer waits for would print a traceback.
+  result = run_python(MANY_FAULTS, tmp_path)
+  assert result.returncode == 0, result.stderr
+  lines = result.stderr.splitlines()
+  assert len(lines) == 4, result.stderr
+  for line, step in zip(lines, (4, 3, 2, 1), strict=True):
+    assert f"Checkpoint of step {step} is skipped: it is corrupt: " in line
+
+
 SAVE_LOOP = """
 import pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
