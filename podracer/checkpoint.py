@@ -560,7 +560,7 @@ def _reading(what: str) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
   lines = str(error).strip().splitlines() or [""]
   # TensorStore appends its whole specification.
-  line = f"{type(error).__name__}: {lines[0].partition(' [tensorstore_spec=')[0]}"
+  line = f"{type(error).__name__}: {lines[0].partition(' [tensorstore_spec')[0]}"
   # The cause stands at the end of a long one.
   return line if len(line) <= 300 else f"{line[:100]} ... {line[-190:]}"
 

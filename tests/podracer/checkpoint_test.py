@@ -447,6 +447,7 @@ def test_many_bad_arrays_are_one_line_a_step(tmp_path):
   assert len(lines) == 4, result.stderr
   for line, step in zip(lines, (4, 3, 2, 1), strict=True):
     assert f"Checkpoint of step {step} is skipped: it is corrupt: " in line
+    assert "tensorstore_spec" not in line
 
 
 SAVE_LOOP = """
