@@ -1,0 +1,134 @@
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from podracer.networks import convolution
+
+CASES = [
+  # kernel, strides, padding, image, channels, features
+  ((3, 3), (1, 1), "SAME", (10, 10), 4, 16),
+  ((3, 3), (1, 1), "VALID", (10, 10), 4, 16),
+  ((3, 3), (1, 1), "SAME", (7, 11), 3, 5),
+  ((3, 3), (1, 1), "SAME", (1, 2), 3, 4),
+  ((1, 1), (1, 1), "SAME", (5, 6), 3, 4),
+  ((2, 4), (1, 1), "SAME", (5, 9), 2, 64),
+  ((5, 3), (1, 1), "VALID", (9, 8), 2, 3),
+  ((8, 8), (4, 4), "VALID", (36, 36), 4, 32),
+  ((8, 8), (4, 4), "VALID", (39, 41), 1, 2),
+  ((4, 4), (2, 2), "VALID", (9, 10), 3, 8),
+  ((3, 3), (2, 2), "SAME", (9, 10), 3, 8),
+  ((3, 3), (2, 2), "VALID", (9, 10), 3, 8),
+  ((3, 2), (2, 3), "SAME", (7, 11), 2, 3),
+  ((1, 1), (2, 2), "SAME", (7, 8), 2, 3),
+]
+
+
+def build(case):
+  kernel_size, strides, padding, image, channels, features = case
+  ours = convolution.Conv(features, kernel_size, strides, padding)
+  flax_conv = nn.Conv(features, kernel_size, strides, padding)
+  x = jax.random.normal(jax.random.key(0), (3, *image, channels))
+  params = flax_conv.init(jax.random.key(1), x)
+  bias = jax.random.normal(jax.random.key(2), params["params"]["bias"].shape)
+  return ours, flax_conv, {"params": {**params["params"], "bias": bias}}, x
+
+
+def value_and_gradients(module):
+  def loss(params, x):
+    outputs = module.apply(params, x)
+    weights = jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape)
+    return jnp.sum(jnp.sin(outputs) * weights), outputs
+
+  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+
+def assert_close(actual, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), actual, expected
+  )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_outputs_and_gradients_equal_those_of_flax(case):
+  ours, flax_conv, params, x = build(case)
+  actual = jax.jit(value_and_gradients(ours))(params, x)
+  assert_close(actual, jax.jit(value_and_gradients(flax_conv))(params, x))
+
+
+def test_without_jit():
+  ours, flax_conv, params, x = build(CASES[0])
+  actual = value_and_gradients(ours)(params, x)
+  assert_close(actual, value_and_gradients(flax_conv)(params, x))
+
+
+def test_parameters_are_those_of_flax():
+  ours, flax_conv, _, x = build(CASES[0])
+  expected = flax_conv.init(jax.random.key(3), x)
+  actual = ours.init(jax.random.key(3), x)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[10]], ids=str)
+def test_vmap_over_parameters_and_images(case):
+  ours, flax_conv, params, x = build(case)
+  params = jax.tree.map(lambda p: jnp.stack([p, 2.0 * p]), params)
+  images = jnp.stack([x, -x])
+  actual = jax.jit(jax.vmap(value_and_gradients(ours)))(params, images)
+  assert_close(actual, jax.jit(jax.vmap(value_and_gradients(flax_conv)))(params, images))
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[10]], ids=str)
+def test_gradient_inside_and_through_a_scan(case):
+  ours, flax_conv, params, x = build(case)
+
+  def descend(module):
+    def step(params, _):
+      (loss, _), (gradient, _) = value_and_gradients(module)(params, x)
+      return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient), loss
+
+    return jax.jit(lambda params: jax.lax.scan(step, params, None, length=3))
+
+  def through(module):
+    def loss(params):
+      def step(total, scale):
+        return total + jnp.sum(jnp.sin(module.apply(params, scale * x))), None
+
+      return jax.lax.scan(step, 0.0, jnp.array([0.5, 1.0]))[0]
+
+    return jax.jit(jax.grad(loss))
+
+  assert_close(descend(ours)(params), descend(flax_conv)(params))
+  assert_close(through(ours)(params), through(flax_conv)(params))
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[9]], ids=str)
+def test_each_platform_compiles_its_own_branch_only(case):
+  ours, _, params, x = build(case)
+  function = jax.jit(value_and_gradients(ours))
+  on_cpu = jax.export.export(function, platforms=["cpu"])(params, x).mlir_module()
+  on_gpu = jax.export.export(function, platforms=["cuda"])(params, x).mlir_module()
+  assert "stablehlo.convolution" not in on_cpu
+  assert "stablehlo.concatenate" in on_cpu
+  assert "stablehlo.convolution" in on_gpu
+  assert "stablehlo.concatenate" not in on_gpu
+
+
+@pytest.mark.parametrize("shape", [(2, 84, 84, 3), (2, 21, 11, 4), (1, 2, 1, 1), (1, 5, 6, 2)])
+def test_max_pool_equals_flax(shape):
+  x = jax.random.normal(jax.random.key(0), shape)
+
+  def flax_pool(x):
+    return nn.max_pool(x, (3, 3), (2, 2), "SAME")
+
+  np.testing.assert_array_equal(convolution.max_pool(x), flax_pool(x))
+  actual = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(convolution.max_pool(x)))))(x)
+  expected = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(flax_pool(x)))))(x)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_image_without_batch_axis_is_refused():
+  with pytest.raises(AssertionError):
+    convolution.convolve(jnp.zeros((10, 10, 4)), jnp.zeros((3, 3, 4, 8)))
