@@ -65,7 +65,7 @@ def _assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("reset_chunk", [0, 1, 2, 5])
+@pytest.mark.parametrize("reset_chunk", [0, 2])
 @pytest.mark.parametrize("episode", COURSES)
 def test_course_is_the_one_computed_by_hand(episode, reset_chunk):
   made = testing.chain_environment((episode,))._replace(reset_chunk=reset_chunk)
@@ -105,20 +105,20 @@ def test_each_episode_is_drawn_anew():
   assert 30 < np.sum(observations > 0) < 70
 
 
-@pytest.mark.parametrize("num_ends", [0, 1, 2, 3, 4, 5, 7])
-@pytest.mark.parametrize("reset_chunk", [1, 2, 3, 7, 100])
-def test_chunks_equal_the_select_however_many_end_at_once(num_ends, reset_chunk):
+@pytest.mark.parametrize("reset_chunk", [1, 3, 7, 100])
+def test_chunks_equal_the_select_however_many_end_at_once(reset_chunk):
   made = testing.chain_environment(((4, "terminate"), (2, "truncate"), (9, "both")))
+  chunked = made._replace(reset_chunk=reset_chunk)
   state, _ = environment.reset(made, _keys(7))
-  ends = np.random.default_rng(num_ends).permutation(7) < num_ends
-  state = state._replace(needs_reset=jnp.asarray(ends))
   action = jnp.zeros(7, jnp.int32)
-  expected = environment.step(made, state, action)
-  found = environment.step(made._replace(reset_chunk=reset_chunk), state, action)
-  np.testing.assert_array_equal(found[1].is_first(), ends)
-  for a, b in zip(expected, found, strict=True):
-    a, b = (jax.tree.map(_raw, x) for x in (a, b))
-    _assert_equal(a, b)
+  select_step = jax.jit(lambda s: environment.step(made, s, action))
+  chunk_step = jax.jit(lambda s: environment.step(chunked, s, action))
+  for num_ends in range(8):
+    ends = np.random.default_rng(num_ends).permutation(7) < num_ends
+    state = state._replace(needs_reset=jnp.asarray(ends))
+    expected, found = select_step(state), chunk_step(state)
+    np.testing.assert_array_equal(found[1].is_first(), ends)
+    _assert_equal(jax.tree.map(_raw, expected), jax.tree.map(_raw, found))
 
 
 def _raw(x):
@@ -139,7 +139,7 @@ def test_chunks_compute_resets_only_for_those_that_need_one():
   state, _ = environment.reset(made, _keys(6))
   ends = jnp.asarray([False, True, False, False, True, False])
   state = state._replace(needs_reset=ends)
-  for reset_chunk, expected in ((0, 6), (1, 2), (2, 2), (3, 3)):
+  for reset_chunk, expected in ((0, 6), (1, 2), (3, 3)):
     jax.effects_barrier()
     num_resets.clear()
     environment.step(made._replace(reset_chunk=reset_chunk), state, jnp.zeros(6, jnp.int32))

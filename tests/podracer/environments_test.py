@@ -26,9 +26,21 @@ RUN = (
   "navix:Empty-5x5-v0",
   "pgx:minatar-breakout",
 )
-# Even tracing one takes many seconds, and craftax makes its textures on first use, for minutes.
-HEAVY = ("brax", "craftax")
-LIGHT = ("brax:fast",)
+# Even tracing one brax task takes many seconds, and craftax makes its textures on first use, for
+# minutes. Of navix's tasks the sizes of one kind are built by the same code.
+HEAVY = ("brax", "craftax", "navix")
+LIGHT = (
+  "brax:fast",
+  "navix:DistShift1-v0",
+  "navix:DoorKey-5x5-v0",
+  "navix:Dynamic-Obstacles-5x5-v0",
+  "navix:Empty-5x5-v0",
+  "navix:FourRooms-v0",
+  "navix:GoToDoor-5x5-v0",
+  "navix:KeyCorridorS3R1-v0",
+  "navix:LavaGapS5-v0",
+  "navix:SimpleCrossingS9N1-v0",
+)
 DOWNLOADS = ("gymnax:MNISTBandit-bsuite",)
 ALL = tuple(name for name in environments.names() if name not in DOWNLOADS)
 
@@ -44,7 +56,7 @@ CHECKED = [_param(n, n not in RUN) for n in ALL]
 @pytest.fixture
 def quick_compilation():
   """Compiles without most optimisations: these programs run for a moment only."""
-  before = jax.config.jax_disable_most_optimizations
+  before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
@@ -150,6 +162,7 @@ def test_names_are_those_of_the_library(suite_name):
     assert registry - set(names) == LEFT_OUT[suite_name]
 
 
+@pytest.mark.slow
 def test_jumanji_lists_each_task_of_one_discrete_action():
   jumanji = pytest.importorskip("jumanji")
   needs_network = {"Sokoban-v0"}
