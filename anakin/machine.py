@@ -102,6 +102,7 @@ class Anakin:
       ),
       donate_argnums=0,
     )
+    self._compiled: Any = None
 
   def init(self, seed: int) -> AnakinState:
     """Returns the state at the beginning of a run, on its devices."""
@@ -136,6 +137,11 @@ class Anakin:
     state: AnakinState = items["state"]
     return state._replace(learner=state.learner._replace(params=items["params"]))
 
+  def compile(self, state: AnakinState) -> None:
+    """Compiles the program ahead of the first call; does nothing the second time."""
+    if self._compiled is None:
+      self._compiled = self._advance.lower(state, jnp.zeros((), jnp.int32)).compile()
+
   def advance(self, state: AnakinState, num_updates: int) -> tuple[AnakinState, CallTotals]:
     """Does `num_updates` updates in one call of the compiled program.
 
@@ -146,7 +152,8 @@ class Anakin:
     Returns:
       The state after, and the totals, `[num_seeds]` each where there are several.
     """
-    return self._advance(state, jnp.asarray(num_updates, jnp.int32))
+    self.compile(state)
+    return self._compiled(state, jnp.asarray(num_updates, jnp.int32))
 
   def _seeds(self, seed: int) -> np.ndarray:
     seeds = np.arange(seed, seed + self.num_seeds, dtype=np.uint32)
@@ -264,6 +271,8 @@ def run(
   """
   counts = _Counts(machine.num_seeds, counters)
   updates_per_call = machine.config.resolved_updates_per_call(num_env_steps)
+  if counts.least_env_steps < num_env_steps:
+    machine.compile(state)  # So that the first report's speed is that of training.
   while counts.least_env_steps < num_env_steps:
     begin = time.perf_counter()
     target = num_env_steps

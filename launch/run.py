@@ -111,7 +111,8 @@ class _Run:
     writer: metrics.MetricsWriter,
   ) -> None:
     wanted = self.experiment
-    begin = last_save = time.monotonic()
+    last_save = time.monotonic()
+    seconds = 0.0
     first_steps, env_steps, finished = done, done, done >= wanted.num_env_steps
     summary = None
     reports = anakin_machine.run(
@@ -124,7 +125,7 @@ class _Run:
     for news in reports:
       if env_steps == first_steps:
         screen.say(f"first update {time.perf_counter() - self.start:.1f} s after the command")
-        begin = time.monotonic()
+      seconds += (news.env_steps - env_steps) / news.metrics["steps_per_second"] * wanted.num_seeds
       finished = news.env_steps >= wanted.num_env_steps
       due = wanted.evaluate_every and (
         news.env_steps // wanted.evaluate_every > env_steps // wanted.evaluate_every
@@ -149,7 +150,6 @@ class _Run:
         f"nothing to do: the run already has {env_steps:,} of {wanted.num_env_steps:,} environment "
         "steps; more with --num_env_steps"
       )
-    seconds = time.monotonic() - begin
     self._say_end(screen, env_steps, env_steps - first_steps, seconds, summary)
 
   def _evaluation(
@@ -192,7 +192,7 @@ class _Run:
   ) -> None:
     wanted, workdir = self.experiment, self.experiment.workdir
     if new_steps:
-      screen.say(f"done: {env_steps:,} environment steps, {new_steps:,} in {seconds:.1f} s")
+      screen.say(f"done: {env_steps:,} environment steps, {new_steps:,} of them in {seconds:.1f} s of training")
     if summary:
       screen.say(evaluation_line(summary))
     screen.say(f"results: {workdir}/  learning_curve.png  metrics.jsonl  checkpoints/")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -92,6 +93,8 @@ def write_video(out: str, frames: Sequence[Any], frames_per_second: int) -> None
   """Writes pictures as an .mp4 or a .gif, whole or not at all."""
   import imageio.v2
 
+  # The writer starts ffmpeg as a process of its own; of JAX's threads that child uses nothing.
+  warnings.filterwarnings("ignore", message="os.fork")
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".partial-{path.name}")

@@ -62,7 +62,7 @@ class _Slots(NamedTuple):
   is_cut: types.Array
 
 
-Evaluator = Callable[[types.Params, types.Key], EvaluationResult]
+Evaluator = Callable[..., EvaluationResult | None]
 
 
 def make_evaluator(
@@ -86,7 +86,8 @@ def make_evaluator(
       environments that never end by themselves.
 
   Returns:
-    (params, key) -> EvaluationResult; it compiles when first called.
+    (params, key, should_stop) -> EvaluationResult, or None where `should_stop()` became True, which is
+    asked about every thousand steps. It compiles when first called.
   """
   batch_size = min(num_episodes, max_environments)
   quota = np.full((batch_size,), num_episodes // batch_size, np.int32)
@@ -150,10 +151,13 @@ def make_evaluator(
 
   start_jit, play_jit = jax.jit(start), jax.jit(play, donate_argnums=1)
 
-  def evaluate(params: types.Params, key: types.Key) -> EvaluationResult:
+  def evaluate(
+    params: types.Params, key: types.Key, should_stop: Callable[[], bool] = lambda: False
+  ) -> EvaluationResult | None:
     slots = start_jit(key)
-    # In calls of bounded length, so that a signal is not kept waiting.
     while np.any(np.asarray(slots.num_done) < quota):
+      if should_stop():
+        return None
       slots = play_jit(params, slots)
     played = np.arange(slots.returns.shape[1]) < quota[:, None]
     return EvaluationResult(

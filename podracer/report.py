@@ -11,17 +11,17 @@ class Report(NamedTuple):
     updates: trajectories learnt from since the run began.
     metrics: name -> number, in the names of `metrics.jsonl`; with several seeds their mean, and
       `seeds/<name>` -> a list.
-    params: the agent's parameters, leading axis of seeds where there are several.
-    state: the whole state of the machine, to be saved; it is donated to the next step of the loop, so
-      take from it what you need before you go on.
-    counters: exact counts that belong to `state`, plain JSON values.
+    params: the agent's parameters, leading axis of seeds where there are several. Like `items` they
+      are donated to the next step of the loop: take what you need before you go on.
+    items: the whole state of the machine as the items of a checkpoint.
+    counters: exact counts that belong to it, plain JSON values.
   """
 
   env_steps: int
   updates: int
   metrics: dict[str, Any]
   params: Any
-  state: Any
+  items: dict[str, Any]
   counters: dict[str, Any]
 
 
