@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from podracer import types
 
+from . import initializers
+
 LSTMState = tuple[types.Array, types.Array]
 
 
@@ -25,7 +27,7 @@ class LSTM(nn.Module):
     """Makes the parameters."""
     self.input_gates = nn.Dense(4 * self.size, use_bias=False)
     self.recurrent_kernel = self.param(
-      "recurrent_kernel", _orthogonal_gates, (self.size, 4 * self.size)
+      "recurrent_kernel", initializers.scaled(1.0), (self.size, 4 * self.size)
     )
     self.bias = self.param("bias", nn.initializers.zeros_init(), (4 * self.size,))
 
@@ -97,10 +99,3 @@ def _advance(
   in_gate, forget_gate, candidate, out_gate = jnp.split(gates, 4, axis=-1)
   cell = jax.nn.sigmoid(forget_gate + 1.0) * cell + jax.nn.sigmoid(in_gate) * jnp.tanh(candidate)
   return jax.nn.sigmoid(out_gate) * jnp.tanh(cell), cell
-
-
-def _orthogonal_gates(key: types.Key, shape: tuple[int, int]) -> types.Array:
-  """Returns a `[H, 4H]` kernel, orthogonal for each gate."""
-  initializer = nn.initializers.orthogonal()
-  keys = jax.random.split(key, 4)
-  return jnp.concatenate([initializer(k, (shape[0], shape[1] // 4)) for k in keys], axis=1)

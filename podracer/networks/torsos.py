@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from podracer import config as config_lib
 from podracer import types
 
-from . import convolution
+from . import convolution, initializers
 
 _SMALL_IMAGE = 36
 """Sides from which `auto` takes `impala_resnet`; also the least that `nature_cnn` can read."""
@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[types.Array], types.Array]] = {
 
 
 class MLP(nn.Module):
-  """Dense layers with orthogonal kernels of gain sqrt(2), each followed by the nonlinearity."""
+  """Dense layers with kernels of gain sqrt(2), each followed by the nonlinearity."""
 
   sizes: Sequence[int]
   activation: str = "relu"
@@ -41,7 +41,7 @@ class MLP(nn.Module):
     """Maps `[B, F]` to `[B, sizes[-1]]`."""
     chex.assert_rank(inputs, 2)
     for size in self.sizes:
-      dense = nn.Dense(size, kernel_init=nn.initializers.orthogonal(math.sqrt(2.0)))
+      dense = nn.Dense(size, kernel_init=initializers.scaled(math.sqrt(2.0)))
       inputs = _ACTIVATIONS[self.activation](dense(inputs))
     return inputs
 
