@@ -9,7 +9,10 @@ PARTS = ("anakin", "sebulba", "agents", "launch")
 
 packages = setuptools.find_packages(include=["podracer", "podracer.*"])
 for part in PARTS:
-  packages += [f"podracer.{part}", *(f"podracer.{part}.{p}" for p in setuptools.find_packages(part))]
+  packages += [
+    f"podracer.{part}",
+    *(f"podracer.{part}.{p}" for p in setuptools.find_packages(part)),
+  ]
 
 SUITES = {
   "navix": ["navix>=0.7.4"],

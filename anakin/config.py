@@ -18,9 +18,7 @@ class AnakinConfig:
   at most 262,144 environment steps each."""
 
   def __post_init__(self) -> None:
-    config.check_positive(
-      num_environments=self.num_environments, unroll_length=self.unroll_length
-    )
+    config.check_positive(num_environments=self.num_environments, unroll_length=self.unroll_length)
     config.check_at_least(0, updates_per_call=self.updates_per_call)
 
   def check(self, num_devices: int, num_minibatches: int) -> None:

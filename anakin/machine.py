@@ -119,9 +119,7 @@ class Anakin:
 
     def with_sharding(spec: P, tree: Any) -> Any:
       sharding = jax.sharding.NamedSharding(self.mesh, spec)
-      return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-      )
+      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     return AnakinState(*(with_sharding(s, t) for s, t in zip(self._specs, shapes, strict=True)))
 
@@ -186,7 +184,9 @@ class Anakin:
     state = AnakinState(learner=learner_state, actor=actor, key=key[None])
     return state, rollout.count_valid(trajectory), metrics
 
-  def _updates(self, state: AnakinState, num_updates: types.Array) -> tuple[AnakinState, CallTotals]:
+  def _updates(
+    self, state: AnakinState, num_updates: types.Array
+  ) -> tuple[AnakinState, CallTotals]:
     """`num_updates` updates of one device."""
     _, steps, metrics = jax.eval_shape(self._update, state)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (steps, metrics))
@@ -332,9 +332,7 @@ class _Counts:
     }
 
 
-def _metrics(
-  counts: _Counts, totals: list[CallTotals], steps_per_second: float
-) -> dict[str, Any]:
+def _metrics(counts: _Counts, totals: list[CallTotals], steps_per_second: float) -> dict[str, Any]:
   """Returns the metrics of a report from the totals of its calls."""
   total = jax.tree.map(lambda *xs: np.sum(np.stack(xs), axis=0, dtype=np.float64), *totals)
   num_episodes = total.episodes.num_episodes

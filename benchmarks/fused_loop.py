@@ -131,9 +131,7 @@ def make(
       jax.random.split(act_key, unroll_length),
     )
     env_keys, state, obs, done, returns, finished = carry
-    grads = jax.grad(loss_fn)(
-      params, all_obs, obs, action, log_prob, reward, discount_t, valid
-    )
+    grads = jax.grad(loss_fn)(params, all_obs, obs, action, log_prob, reward, discount_t, valid)
     grads = jax.lax.pmean(grads, "d")
     updates, opt_state = optimizer.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -161,9 +159,7 @@ def make(
   shardings = tuple(jax.sharding.NamedSharding(mesh, x) for x in specs)
   state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
   advance = jax.jit(
-    jax.shard_map(
-      updates, mesh=mesh, in_specs=(specs, r), out_specs=(specs, r), check_vma=False
-    ),
+    jax.shard_map(updates, mesh=mesh, in_specs=(specs, r), out_specs=(specs, r), check_vma=False),
     donate_argnums=0,
   )
   return state, advance

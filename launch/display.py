@@ -24,8 +24,7 @@ class Display:
     """
     self.console = console or rich.console.Console(highlight=False, soft_wrap=True)
     self._total, self._completed = total, completed
-    self._begin, self._last_line = time.monotonic(), -math.inf
-    self._first = completed
+    self._last_line = -math.inf
     self._progress = rich.progress.Progress(
       rich.progress.BarColumn(bar_width=None),
       rich.progress.TaskProgressColumn(),
@@ -35,9 +34,7 @@ class Display:
       disable=not self.console.is_terminal,
       refresh_per_second=4,
     )
-    self._task = self._progress.add_task(
-      "", total=total, completed=completed, text="compiling ..."
-    )
+    self._task = self._progress.add_task("", total=total, completed=completed, text="compiling ...")
 
   def __enter__(self) -> "Display":
     self._progress.start()
@@ -71,11 +68,5 @@ class Display:
     if now - self._last_line >= LINE_PERIOD_SECONDS or "evaluation/return_mean" in row:
       self._last_line = now
       done = self._completed / self._total
-      self.say(f"{done:4.0%}  {text}{self._time_left(now)}")
-
-  def _time_left(self, now: float) -> str:
-    steps = self._completed - self._first
-    if not steps or self._completed >= self._total:
-      return ""
-    seconds = (self._total - self._completed) / steps * (now - self._begin)
-    return f"  {seconds:.0f} s left"
+      seconds = (self._total - self._completed) / row["steps_per_second"]
+      self.say(f"{done:4.0%}  {text}" + (f"  {seconds:.0f} s left" if seconds else ""))

@@ -40,8 +40,10 @@ def main(args: Sequence[str]) -> None:
     if not names:
       continue
     module = environments.suite(suite_name)
-    note = "" if environments.is_installed(module) else (
-      f"   (not installed: pip install 'podracer-rl[{module.EXTRA}]')"
+    note = (
+      ""
+      if environments.is_installed(module)
+      else (f"   (not installed: pip install 'podracer-rl[{module.EXTRA}]')")
     )
     print(f"{suite_name}: {len(names)}{note}")
     for name in names:

@@ -90,7 +90,9 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
       0, seed=self.seed, num_devices=self.num_devices, evaluate_every=self.evaluate_every
     )
     config_lib.check_at_least(2, max_checkpoints=self.max_checkpoints)
-    config_lib.check(self.seed + self.num_seeds <= 2**32, f"seed must be below 2^32, got {self.seed}")
+    config_lib.check(
+      self.seed + self.num_seeds <= 2**32, f"seed must be below 2^32, got {self.seed}"
+    )
     parse_options(self.env_options)
 
   def check(self) -> None:
@@ -224,9 +226,7 @@ def write(experiment: ExperimentConfig[Any, Any]) -> None:
   run_files.write_json(pathlib.Path(experiment.workdir) / CONFIG_FILE, to_json(experiment))
 
 
-def differences(
-  saved: ExperimentConfig[Any, Any], wanted: ExperimentConfig[Any, Any]
-) -> list[str]:
+def differences(saved: ExperimentConfig[Any, Any], wanted: ExperimentConfig[Any, Any]) -> list[str]:
   """Returns `name: saved -> wanted` for each field that may not change when a run is resumed."""
   may_change = {f.name for f in dataclasses.fields(ExperimentConfig) if f.metadata == MAY_CHANGE}
   # A linear schedule runs over the whole run: another length is another schedule.

@@ -45,7 +45,7 @@ def start_jax(num_devices: int, num_environments: int) -> list[Any]:
 
   if CACHE_VARIABLE not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(cache_directory()))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   virtual = num_devices or default_virtual_devices(num_environments)
   # A user's own number of virtual devices is never overwritten.
   chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")

@@ -46,6 +46,4 @@ class Interrupts:
       os._exit(EXIT_OFFSET + number)
     if self.signal is None:
       self.signal = signal.Signals(number)
-      os.write(
-        sys.stderr.fileno(), f"\npodracer: {self.signal.name}: saving and ending\n".encode()
-      )
+      os.write(sys.stderr.fileno(), f"\npodracer: {self.signal.name}: saving and ending\n".encode())

@@ -105,9 +105,7 @@ class LoadedRun:
     return self._params if num_seeds == 1 else jax.tree.map(lambda x: x[index], self._params)
 
 
-def load_policy(
-  workdir: str, *, greedy: bool = True, seed_index: int = 0, seed: int = 0
-) -> Policy:
+def load_policy(workdir: str, *, greedy: bool = True, seed_index: int = 0, seed: int = 0) -> Policy:
   """Loads the newest valid policy of a run.
 
   Args:

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from podracer.anakin import machine as anakin_machine
 
 from podracer import anakin, checkpoint, evaluation, metrics, report
-from podracer.anakin import machine as anakin_machine
 
 from . import display, experiment, host, interrupts, run_files
 
@@ -71,9 +71,7 @@ class _Run:
   def train(self) -> int:
     """See `run`."""
     wanted = self.experiment
-    restored = self.checkpointer.restore(
-      self.machine.to_checkpoint(self.machine.abstract_state())
-    )
+    restored = self.checkpointer.restore(self.machine.to_checkpoint(self.machine.abstract_state()))
     counters = restored.metadata["counters"] if restored else None
     done = min(counters["env_steps"]) if counters else 0
     with display.Display(wanted.num_env_steps, done) as screen:
@@ -152,9 +150,7 @@ class _Run:
       )
     self._say_end(screen, env_steps, env_steps - first_steps, seconds, summary)
 
-  def _evaluation(
-    self, params: Any, env_steps: int, row: dict[str, Any]
-  ) -> dict[str, Any] | None:
+  def _evaluation(self, params: Any, env_steps: int, row: dict[str, Any]) -> dict[str, Any] | None:
     """Evaluates every seed, adds the results to `row` and writes evaluation.json."""
     wanted = self.experiment
     key = jax.random.fold_in(jax.random.key(wanted.seed), EVALUATION_STREAM)
@@ -192,7 +188,9 @@ class _Run:
   ) -> None:
     wanted, workdir = self.experiment, self.experiment.workdir
     if new_steps:
-      screen.say(f"done: {env_steps:,} environment steps, {new_steps:,} of them in {seconds:.1f} s of training")
+      screen.say(
+        f"done: {env_steps:,} environment steps, {new_steps:,} of them in {seconds:.1f} s of training"
+      )
     if summary:
       screen.say(evaluation_line(summary))
     screen.say(f"results: {workdir}/  learning_curve.png  metrics.jsonl  checkpoints/")

@@ -67,9 +67,7 @@ def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:
   return wanted
 
 
-def _check_same_kind(
-  workdir: str, base: Any, agent: str | None, architecture: str | None
-) -> None:
+def _check_same_kind(workdir: str, base: Any, agent: str | None, architecture: str | None) -> None:
   for kind, saved, wanted in (
     ("agent", base.agent, agent),
     ("architecture", base.architecture, architecture),
@@ -87,5 +85,6 @@ def _check_workdir(workdir: str) -> None:
   config_lib.check(not path.exists() or path.is_dir(), f"workdir {workdir} is not a directory")
   if path.is_dir() and not experiment.has_run(workdir):
     config_lib.check(
-      not any(path.iterdir()), f"workdir {workdir} is not empty and not a run: it has no config.json"
+      not any(path.iterdir()),
+      f"workdir {workdir} is not empty and not a run: it has no config.json",
     )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import types
+from podracer import config, types
 
 Array = types.Array
 
@@ -64,9 +64,9 @@ def make_distribution(
   if kind == "gaussian":
     return _gaussian(action_spec.size)
   if kind != "tanh_gaussian":
-    raise ValueError(f"unknown distribution {kind}; valid: gaussian, tanh_gaussian")
+    raise config.InputError(f"unknown distribution {kind}; valid: gaussian, tanh_gaussian")
   if not np.all(np.isfinite([*action_spec.minimum, *action_spec.maximum])):
-    raise ValueError("tanh_gaussian needs finite bounds of every action; use gaussian")
+    raise config.InputError("tanh_gaussian needs finite bounds of every action; use gaussian")
   return _tanh_gaussian(action_spec)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import types
+from podracer import config, types
 
 EnvironmentState = Any
 
@@ -243,7 +243,7 @@ class JaxHostEnvironment:
   def render(self) -> np.ndarray:
     """See HostEnvironment."""
     if self._environment.render is None:
-      raise ValueError(f"environment {self.spec.name} cannot be rendered")
+      raise config.InputError(f"environment {self.spec.name} cannot be rendered")
     if self._state is None:
       raise RuntimeError("render() was called before reset()")
     return self._environment.render(jax.tree.map(lambda x: x[0], self._state.state))

@@ -52,9 +52,7 @@ class Learner(NamedTuple):
   """
 
   init: Callable[[types.Key], LearnerState]
-  update: Callable[
-    [LearnerState, types.Key, types.Trajectory], tuple[LearnerState, types.Metrics]
-  ]
+  update: Callable[[LearnerState, types.Key, types.Trajectory], tuple[LearnerState, types.Metrics]]
 
 
 def make_optimizer(
@@ -203,9 +201,7 @@ def _minibatch_updates(
   return state, jax.tree.map(jnp.sum, metrics)
 
 
-def _updated_target(
-  config: config_lib.LearnerConfig, state: LearnerState
-) -> types.Params | None:
+def _updated_target(config: config_lib.LearnerConfig, state: LearnerState) -> types.Params | None:
   if config.target_update == "none":
     return None
   if config.target_update == "polyak":

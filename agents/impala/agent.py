@@ -15,9 +15,7 @@ from . import losses, networks, popart
 Array = types.Array
 
 
-def make_agent(
-  config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec
-) -> agent_lib.Agent:
+def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) -> agent_lib.Agent:
   """Builds the agent.
 
   Its parameters are a dict: `network`, and where they are on `popart` (moments of the targets, moved by
@@ -147,9 +145,10 @@ def _tasks(observation: types.Observation, spec: types.EnvironmentSpec) -> Array
   """Returns the int32 index of the task, `[...]`; 0 in an environment of one task."""
   if spec.num_tasks > 1:
     return observation["task_id"].astype(jnp.int32)
-  array, array_spec = jax.tree.leaves(observation)[0], jax.tree.leaves(
-    spec.observation, is_leaf=types.is_array_spec
-  )[0]
+  array, array_spec = (
+    jax.tree.leaves(observation)[0],
+    jax.tree.leaves(spec.observation, is_leaf=types.is_array_spec)[0],
+  )
   return jnp.zeros(array.shape[: array.ndim - len(array_spec.shape)], jnp.int32)
 
 
@@ -187,9 +186,7 @@ def _entropy_loss(
   return -fixed_cost * entropy + params["log_entropy_cost"] * excess, fixed_cost
 
 
-def _rescaled(
-  network_params: Any, old: popart.PopArtState, new: popart.PopArtState
-) -> Any:
+def _rescaled(network_params: Any, old: popart.PopArtState, new: popart.PopArtState) -> Any:
   """Returns the network with its value head rescaled to the new moments."""
   head = network_params["params"]["value"]["Dense_0"]
   kernel, bias = popart.preserve_outputs(head["kernel"], head["bias"], old, new)

@@ -58,9 +58,7 @@ def statistics(targets: Array, tasks: Array, valid: Array, num_tasks: int) -> Ta
   )
 
 
-def update(
-  state: PopArtState, batch: TargetStatistics, step_size: float
-) -> PopArtState:
+def update(state: PopArtState, batch: TargetStatistics, step_size: float) -> PopArtState:
   """Moves the moments towards those of a batch, equation (6); a task not in it stays as it is."""
   seen = batch.weight > 0
   weight = jnp.where(seen, batch.weight, 1.0)

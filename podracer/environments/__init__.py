@@ -42,22 +42,22 @@ def check_name(name: str) -> None:
   """Checks `suite:environment` or `package.module:function` without importing JAX or the suite.
 
   Raises:
-    ValueError: for an unknown suite or environment, with the nearest names; for a suite whose
+    InputError: for an unknown suite or environment, with the nearest names; for a suite whose
       library is not installed, with the command that installs it.
   """
   prefix, separator, rest = name.partition(":")
   if prefix in suites():
     module = suite(prefix)
     if rest not in module.NAMES:
-      raise ValueError(_unknown(name))
+      raise config.InputError(_unknown(name))
     if not is_installed(module):
-      raise ValueError(
+      raise config.InputError(
         f"environment {name} needs the {prefix} suite: pip install 'podracer-rl[{module.EXTRA}]'"
       )
     return
   # A module name has a dot or can be found; else it is more likely a misspelt suite.
   if not separator or not rest or not _is_findable(prefix):
-    raise ValueError(_unknown(name))
+    raise config.InputError(_unknown(name))
 
 
 def _is_findable(module_name: str) -> bool:
@@ -88,7 +88,7 @@ def make(name: str, **options: Any) -> Any:
     An `environment.Environment` whose spec carries `name`.
 
   Raises:
-    ValueError: as `check_name`, for an option the suite doesn't know, and for a function of the user's
+    InputError: as `check_name`, for an option the suite doesn't know, and for a function of the user's
       that is not there or returns something else.
   """
   from podracer import environment as environment_lib
@@ -100,7 +100,7 @@ def make(name: str, **options: Any) -> Any:
   else:
     made = _user_function(name, prefix, rest)(**options)
     if not isinstance(made, environment_lib.Environment):
-      raise ValueError(
+      raise config.InputError(
         f"environment {name}: {rest}() returned {type(made).__name__}, not a "
         "podracer.environment.Environment"
       )
@@ -112,10 +112,12 @@ def _user_function(name: str, module_name: str, function_name: str) -> Callable[
     module = importlib.import_module(module_name)
   except Exception as error:
     # The traceback of the cause goes along, for the user's own code is to be mended.
-    raise ValueError(
+    raise config.InputError(
       f"environment {name}: importing {module_name} raised {type(error).__name__}: {error}"
     ) from error
   function = getattr(module, function_name, None)
   if not callable(function):
-    raise ValueError(f"environment {name}: module {module_name} has no function {function_name}")
+    raise config.InputError(
+      f"environment {name}: module {module_name} has no function {function_name}"
+    )
   return function

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import environment, types
+from podracer import config, environment, types
 
 
 def check_options(name: str, options: dict[str, Any], valid: Iterable[str]) -> None:
@@ -17,7 +17,7 @@ def check_options(name: str, options: dict[str, Any], valid: Iterable[str]) -> N
   valid = sorted(valid)
   unknown = [option for option in options if option not in valid]
   if unknown:
-    raise ValueError(
+    raise config.InputError(
       f"environment {name} has no option {', '.join(unknown)}; its options: "
       f"{', '.join(valid) or 'none'}"
     )
@@ -42,7 +42,9 @@ def check_numbers(name: str, options: dict[str, Any], defaults: dict[str, Any]) 
     is_number = isinstance(value, (bool, int, float)) and math.isfinite(value)
     if not is_number or kind(value) != value:
       words = {bool: "True or False", int: "a whole number", float: "a number"}
-      raise ValueError(f"environment {name}: option {option} must be {words[kind]}, got {value!r}")
+      raise config.InputError(
+        f"environment {name}: option {option} must be {words[kind]}, got {value!r}"
+      )
     typed[option] = kind(value)
   return typed
 
@@ -98,7 +100,7 @@ def time_limit(made: environment.Environment, num_steps: int) -> environment.Env
     ValueError: for a limit below 1.
   """
   if not isinstance(num_steps, int) or num_steps < 1:
-    raise ValueError(
+    raise config.InputError(
       f"environment {made.spec.name}: the most steps of an episode must be a number of at least 1, "
       f"got {num_steps!r}"
     )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from podracer import config
+
 LIBRARY = "brax"
 EXTRA = "brax"
 NAMES = (
@@ -51,7 +53,7 @@ def make(name: str, **options: Any) -> Any:
   options = _adapt.check_numbers(f"brax:{name}", options, known)
   backend = options.get("backend")
   if backend is not None and backend not in BACKENDS:
-    raise ValueError(
+    raise config.InputError(
       f"environment brax:{name}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}"
     )
   episode_length = options.pop("episode_length", 1000)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from podracer import config
+
 LIBRARY = "gymnax"
 EXTRA = None
 NAMES = (
@@ -59,7 +61,7 @@ def make(name: str, **options: Any) -> Any:
   try:
     made, params = gymnax.make(name)
   except OSError as error:
-    raise ValueError(
+    raise config.InputError(
       f"environment gymnax:{name} downloads its data and needs the network: {error}"
     ) from error
   fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
@@ -71,7 +73,7 @@ def make(name: str, **options: Any) -> Any:
     try:
       made, params = gymnax.make(name, **constructor)
     except (AssertionError, TypeError) as error:
-      raise ValueError(f"environment gymnax:{name}: a bad value in {constructor}") from error
+      raise config.InputError(f"environment gymnax:{name}: a bad value in {constructor}") from error
   return from_gymnax(
     made, params.replace(**{key: options[key] for key in options if key in fields})
   )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from podracer import config
+
 LIBRARY = "navix"
 EXTRA = "navix"
 NAMES = (
@@ -85,7 +87,7 @@ def make(name: str, **options: Any) -> Any:
   defaults = {"observation": "symbolic", "max_steps": 100}
   chosen = _adapt.read_options(f"navix:{name}", options, defaults)
   if chosen["observation"] not in OBSERVATIONS:
-    raise ValueError(
+    raise config.InputError(
       f"environment navix:{name}: observation must be one of {', '.join(OBSERVATIONS)}, got "
       f"{chosen['observation']!r}"
     )

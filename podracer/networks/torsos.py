@@ -170,13 +170,13 @@ def make_torso(
   """
   entries = _entries(observation_spec)
   if not entries:
-    raise ValueError("the observation has no entry for a torso to read")
+    raise config_lib.InputError("the observation has no entry for a torso to read")
   if "task_id" in entries and entries["task_id"].maximum is None:
     entries["task_id"] = entries["task_id"]._replace(maximum=num_tasks - 1)
   images = {name: spec for name, spec in entries.items() if _is_image(spec)}
   if config.torso not in ("auto", "mlp") and not images:
     shapes = ", ".join(str(tuple(spec.shape)) for spec in entries.values())
-    raise ValueError(
+    raise config_lib.InputError(
       f"torso {config.torso} reads images [H, W, C], this observation has shape {shapes};"
       " valid torsos: auto, mlp"
     )
@@ -199,7 +199,7 @@ def _make_image_torso(config: config_lib.NetworkConfig, shape: tuple[int, ...]) 
   if kind == "impala_resnet":
     return ImpalaResNet(config.resnet_channels, config.resnet_blocks, config.activation)
   if min(sides) < _SMALL_IMAGE:
-    raise ValueError(
+    raise config_lib.InputError(
       f"torso nature_cnn reads images of at least {_SMALL_IMAGE}x{_SMALL_IMAGE}, this observation"
       f" has shape {tuple(shape)}; valid torsos: auto, mlp, conv, impala_resnet"
     )

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from podracer import config, environments, report, testing
 from podracer.agents import impala
 from podracer.anakin import config as anakin_config
 from podracer.anakin import machine as machine_lib
+
+from podracer import config, environments, report, testing
 
 SGD = impala.ImpalaConfig(learning_rate=0.05, optimizer="sgd")
 SMALL = anakin_config.AnakinConfig(num_environments=16, unroll_length=5, updates_per_call=3)
@@ -18,9 +18,7 @@ ENDS = testing.chain_environment(((3, "terminate"), (5, "truncate"), (1, "termin
 def greedy(agent):
   """Acts greedily also where told to explore: what is random then is the environments' keys alone."""
   return agent._replace(
-    act=lambda params, key, timestep, state, explore: agent.act(
-      params, key, timestep, state, False
-    )
+    act=lambda params, key, timestep, state, explore: agent.act(params, key, timestep, state, False)
   )
 
 
@@ -42,9 +40,7 @@ def make(
 def reports(machine, num_env_steps, seed=0, **keywords):
   """Runs to the end; the last report's items are fetched before they are donated."""
   found = []
-  for news in machine_lib.run(
-    machine, machine.init(seed), num_env_steps=num_env_steps, **keywords
-  ):
+  for news in machine_lib.run(machine, machine.init(seed), num_env_steps=num_env_steps, **keywords):
     found.append(news._replace(items=None, params=jax.device_get(news.params)))
   return found
 
@@ -110,9 +106,7 @@ def test_going_on_from_a_report_equals_the_uninterrupted_run():
       break
   items, counters = half
   rest = list(
-    machine_lib.run(
-      machine, machine.from_checkpoint(items), num_env_steps=1500, counters=counters
-    )
+    machine_lib.run(machine, machine.from_checkpoint(items), num_env_steps=1500, counters=counters)
   )
   assert rest[-1].counters == whole[-1].counters
   assert len(rest) < len(whole)
@@ -124,7 +118,9 @@ def test_going_on_from_a_report_equals_the_uninterrupted_run():
 def test_stops_with_the_first_update_that_reaches_the_budget(num_env_steps):
   single = dataclasses.replace(SMALL, updates_per_call=1)
   by_one = reports(make(machine_config=single), num_env_steps)
-  by_many = reports(make(machine_config=dataclasses.replace(SMALL, updates_per_call=50)), num_env_steps)
+  by_many = reports(
+    make(machine_config=dataclasses.replace(SMALL, updates_per_call=50)), num_env_steps
+  )
   assert by_one[-1].env_steps >= num_env_steps
   assert len(by_one) == 1 or by_one[-2].env_steps < num_env_steps
   assert by_many[-1].counters == by_one[-1].counters

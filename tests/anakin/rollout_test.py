@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from podracer.agents.impala import losses
+from podracer.anakin import rollout
 
 from podracer import agent as agent_lib
 from podracer import testing, types
-from podracer.agents.impala import losses
-from podracer.anakin import rollout
 
 GAMMA = 0.5
 # V(s) of states 0 .. 3 of the chain, whose rewards on arriving at 1, 2, 3 are 1, 2, 3.
@@ -105,9 +105,7 @@ def test_the_true_last_observation_is_in_the_data(offset):
 
 def test_consecutive_unrolls_share_a_time_step():
   (_, first, _), (_, second, _) = unrolls("terminate", 1)
-  for a, b in zip(
-    jax.tree.leaves(first.timesteps), jax.tree.leaves(second.timesteps), strict=True
-  ):
+  for a, b in zip(jax.tree.leaves(first.timesteps), jax.tree.leaves(second.timesteps), strict=True):
     np.testing.assert_array_equal(a[-1], b[0])
 
 

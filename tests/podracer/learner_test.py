@@ -77,9 +77,7 @@ def test_a_minibatch_must_be_whole():
 
 
 def test_periodic_target():
-  made = learner.make_learner(
-    linear_agent(), sgd(target_update="periodic", target_update_period=2)
-  )
+  made = learner.make_learner(linear_agent(), sgd(target_update="periodic", target_update_period=2))
   state, seen = made.init(KEY), []
   for _ in range(4):
     state, sums = made.update(state, KEY, trajectory([1.0]))
@@ -88,9 +86,7 @@ def test_periodic_target():
 
 
 def test_polyak_target():
-  made = learner.make_learner(
-    linear_agent(), sgd(target_update="polyak", target_update_rate=0.25)
-  )
+  made = learner.make_learner(linear_agent(), sgd(target_update="polyak", target_update_rate=0.25))
   state, _ = made.update(made.init(KEY), KEY, trajectory([1.0]))
   np.testing.assert_allclose(state.target_params["w"], 0.75 * 1.0 + 0.25 * 0.9, rtol=1e-6)
 
@@ -140,9 +136,7 @@ def test_statistics_are_applied_after_the_gradient_step():
 
 
 def test_a_linear_schedule_ends_at_zero():
-  made = learner.make_learner(
-    linear_agent(), sgd(learning_rate_schedule="linear"), num_updates=2
-  )
+  made = learner.make_learner(linear_agent(), sgd(learning_rate_schedule="linear"), num_updates=2)
   state, values = made.init(KEY), []
   for _ in range(3):
     state, _ = made.update(state, KEY, trajectory([1.0]))

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from podracer.agents.impala import losses
 
 GAMMA = 0.5
@@ -80,9 +79,7 @@ def test_off_policy_against_the_paper(clip_rho, clip_pg_rho):
   discount_t = 0.9 * (rng.uniform(size=(batch, length)) > 0.2)
   log_rho = rng.normal(size=(batch, length))
   valid = rng.uniform(size=(batch, length)) > 0.2
-  function = jax.vmap(
-    lambda *x: losses.vtrace(*x, clip_rho=clip_rho, clip_pg_rho=clip_pg_rho)
-  )
+  function = jax.vmap(lambda *x: losses.vtrace(*x, clip_rho=clip_rho, clip_pg_rho=clip_pg_rho))
   floats = [jnp.asarray(x, jnp.float32) for x in (values, r_t, discount_t, log_rho)]
   trace = function(*floats, jnp.asarray(valid))
   for i in range(batch):

@@ -1,6 +1,5 @@
 import jax.numpy as jnp
 import numpy as np
-
 from podracer.agents.impala import popart
 
 
