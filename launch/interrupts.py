@@ -17,6 +17,7 @@ class Interrupts:
 
   @property
   def requested(self) -> bool:
+    """True once a signal has come."""
     return self.signal is not None
 
   @property

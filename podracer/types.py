@@ -113,6 +113,7 @@ class ContinuousActions(NamedTuple):
 
   @property
   def size(self) -> int:
+    """k, the number of dimensions."""
     return len(self.minimum)
 
 

@@ -28,6 +28,7 @@ class ImpalaNetwork(nn.Module):
   spec: types.EnvironmentSpec
 
   def setup(self) -> None:
+    """Makes the parts."""
     self.body = body.Body(self.config, self.spec)
     self.policy = heads.make_policy_head(self.spec.action)
     self.value = heads.ValueHead(self.spec.num_tasks)

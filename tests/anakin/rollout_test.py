@@ -119,9 +119,9 @@ def test_recurrent_state_is_carried_and_belongs_to_the_first_time_step():
 
 @pytest.mark.parametrize("offset", range(4))
 def test_steps_and_episodes_are_counted_without_resets(offset):
-  for _, trajectory, after in unrolls("terminate", offset):
+  for _, trajectory, end in unrolls("terminate", offset):
     assert rollout.count_valid(trajectory) == 3 * 3
   # Of each environment: 1 + 2 + 3.
-  assert np.all(np.asarray(after.episodes.return_sum) == 6.0 * after.episodes.num_episodes)
-  assert np.all(np.asarray(after.episodes.length_sum) == 3 * after.episodes.num_episodes)
-  assert np.all(np.asarray(after.episodes.num_episodes) == (offset + 2 * LENGTH + 1) // 4)
+  assert np.all(np.asarray(end.episodes.return_sum) == 6.0 * end.episodes.num_episodes)
+  assert np.all(np.asarray(end.episodes.length_sum) == 3 * end.episodes.num_episodes)
+  assert np.all(np.asarray(end.episodes.num_episodes) == (offset + 2 * LENGTH + 1) // 4)
