@@ -5,15 +5,77 @@ Each is a starting point that learns, not a record; `benchmarks/learning/` has t
 
 from typing import Any
 
+_DECAYING = {"learning_rate_schedule": "linear", "max_gradient_norm": 1.0}
+_MANY_UPDATES = {"num_environments": 64, "unroll_length": 16}
+
+# Returns of any scale, and a policy whose scale is learnt: no entropy bonus is needed.
+_CONTINUOUS = {
+  "config": {
+    **_DECAYING,
+    "learning_rate": 1e-3,
+    "entropy_cost": 0.0,
+    "popart": True,
+    "popart_step_size": 1e-2,
+  },
+  "network": {"activation": "tanh"},
+}
+_PENDULUM = {
+  **_CONTINUOUS,
+  "num_env_steps": 3_000_000,
+  "machine": _MANY_UPDATES,
+  "config": {**_CONTINUOUS["config"], "discount": 0.95},
+}
+_PICTURES = {
+  "num_env_steps": 10_000_000,
+  "machine": {"num_environments": 128, "unroll_length": 16},
+  "config": {**_DECAYING, "learning_rate": 1e-3},
+}
+
 # pattern -> {"num_env_steps": ..., "machine": {...}, "config": {...}, "network": {...}}
 PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
   (
     "gymnax:Catch-bsuite",
+    {"num_env_steps": 500_000, "machine": _MANY_UPDATES, "config": {"learning_rate": 2e-3}},
+  ),
+  (
+    "gymnax:MemoryChain-bsuite",
     {
       "num_env_steps": 500_000,
-      "machine": {"num_environments": 64, "unroll_length": 16},
-      "config": {"learning_rate": 2e-3},
+      "machine": _MANY_UPDATES,
+      "config": {**_DECAYING, "learning_rate": 2e-3},
+      "network": {"lstm_size": 32},
     },
   ),
-  ("*", {"num_env_steps": 3_000_000}),
+  ("gymnax:Pendulum-v1", _PENDULUM),
+  *(
+    (f"gymnax:{name}", {**_PENDULUM, "config": _CONTINUOUS["config"]})
+    for name in ("MountainCarContinuous-v0", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
+  ),
+  (
+    "brax:*",
+    {
+      **_CONTINUOUS,
+      "num_env_steps": 30_000_000,
+      "machine": {"num_environments": 512, "unroll_length": 16},
+    },
+  ),
+  ("gymnax:*-MinAtar", _PICTURES),
+  ("pgx:minatar-*", _PICTURES),
+  ("craftax:*", {**_PICTURES, "num_env_steps": 100_000_000}),
+  (
+    "navix:*",
+    {
+      "num_env_steps": 3_000_000,
+      "machine": _MANY_UPDATES,
+      "config": {**_DECAYING, "learning_rate": 1e-3},
+    },
+  ),
+  (
+    "*",
+    {
+      "num_env_steps": 3_000_000,
+      "machine": _MANY_UPDATES,
+      "config": {**_DECAYING, "learning_rate": 2e-3},
+    },
+  ),
 )
