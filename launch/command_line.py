@@ -64,8 +64,12 @@ def check_choice(kind: str, name: str, valid: Sequence[str]) -> None:
 
 def _one_line(box: str) -> str:
   """Returns the message of one of tyro's boxes, with the flags it suggests."""
-  lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
-  rule = next((i for i, line in enumerate(lines) if line.startswith("───")), len(lines))
+  lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+  # Its title, and where it finds no UTF-8 a line of - in place of the box.
+  lines = [line for line in lines if line][1:]
+  if lines and _is_rule(lines[0]):
+    lines = lines[1:]
+  rule = next((i for i, line in enumerate(lines) if _is_rule(line)), len(lines))
   message = re.sub(r"\s+", " ", " ".join(lines[:rule])).strip().rstrip(".")
   message = message.removeprefix("Error parsing ")
   # The name of the dataclass or field whose check failed says nothing to a person.
@@ -76,3 +80,7 @@ def _one_line(box: str) -> str:
   if suggested and message.startswith("Unrecognized"):
     message += f"; nearest: {', '.join(dict.fromkeys(suggested))}"
   return message or box.strip()
+
+
+def _is_rule(line: str) -> bool:
+  return len(line) > 2 and set(line) <= {"─", "-"}
