@@ -19,10 +19,10 @@ START = time.perf_counter()
 def main(args: Sequence[str]) -> None:
   """Runs the command."""
   wanted = parse(args)
-  # Only here does JAX come in: what a person gets wrong is answered before.
-  from . import run
-
   try:
+    # Only here does JAX come in: what a person gets wrong is answered before.
+    from . import run
+
     code = run.run(wanted, START)
   except KeyboardInterrupt:
     # Before the run has its own handler there is nothing to save.
@@ -44,7 +44,7 @@ def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:
   command_line.check_choice(
     "architecture", architecture or "anakin", tuple(experiment.ARCHITECTURES)
   )
-  if workdir is None:
+  if not workdir:
     workdir = experiment.default_workdir(env, agent or "impala")
   resumes = experiment.has_run(workdir) and "--restart" not in args
   if resumes:
