@@ -5,10 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from podracer import config
+from podracer import config, report
 
 from . import command_line
 
+RUN_ERROR = 1
 # name -> what it does; each is a module of this package with `main(args)`.
 COMMANDS = {
   "train": "train an agent, or go on with a run",
@@ -20,7 +21,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs one command; a wrong name or value is one line and exit code 2."""
+  """Runs one command; a wrong name or value is one line and exit code 2, a bad run one and 1."""
   args = list(sys.argv[1:] if argv is None else argv)
   if not args or args[0] in ("-h", "--help"):
     print(_help())
@@ -33,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     module.main(args[1:])
   except config.InputError as error:
     command_line.fail("podracer", str(error))
+  except report.RunError as error:
+    first, *rest = [line.strip() for line in str(error).splitlines()]
+    print("podracer:", " ".join([first, "; ".join(rest)]).rstrip(), file=sys.stderr)
+    sys.exit(RUN_ERROR)
 
 
 def _help() -> str:

@@ -33,6 +33,7 @@ from absl import logging
 from etils import epath
 
 from podracer import config as config_lib
+from podracer import report
 
 try:
   import fcntl
@@ -43,7 +44,7 @@ MANIFEST = "manifest"
 TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(report.RunError):
   """No checkpoint, or not the one asked for, can be restored; the message says why for each step."""
 
 

@@ -25,5 +25,9 @@ class Report(NamedTuple):
   counters: dict[str, Any]
 
 
-class TrainingError(RuntimeError):
+class RunError(RuntimeError):
+  """A run can't go on as it is, by no fault of the program: a command prints only the message."""
+
+
+class TrainingError(RunError):
   """Training cannot go on; the message says why in one line."""
