@@ -2,15 +2,15 @@
 
 import dataclasses
 import pathlib
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from podracer.anakin import machine as anakin_machine
 
-from podracer import anakin, checkpoint, evaluation, metrics, report
+from podracer import anakin, checkpoint, evaluation, metrics
 
 from . import display, experiment, host, interrupts, run_files
 
@@ -27,15 +27,14 @@ def run(wanted: Experiment, start: float) -> int:
 
   Returns:
     The exit code.
+
+  Raises:
+    report.RunError: if training can't go on, or all checkpoints are bad.
   """
   if wanted.restart and experiment.has_run(wanted.workdir):
     print(f"moved the run that was there to {run_files.move_aside(wanted.workdir)}")
   with interrupts.Interrupts() as signals:
-    try:
-      return _Run(wanted, signals, start).train()
-    except report.TrainingError as error:
-      print(f"podracer train: {error}", file=sys.stderr)
-      return 1
+    return _Run(wanted, signals, start).train()
 
 
 class _Run:
@@ -73,6 +72,7 @@ class _Run:
     wanted = self.experiment
     restored = self.checkpointer.restore(self.machine.to_checkpoint(self.machine.abstract_state()))
     counters = restored.metadata["counters"] if restored else None
+    unevaluated = self._unevaluated(restored)
     done = min(counters["env_steps"]) if counters else 0
     with display.Display(wanted.num_env_steps, done) as screen:
       device = jax.devices()[0]
@@ -91,10 +91,11 @@ class _Run:
         tensorboard=wanted.tensorboard,
         wandb_project=wanted.wandb_project or None,
         config=experiment.to_json(wanted),
-        resume_env_steps=done if counters else None,
+        # What awaits its evaluation is written anew with it.
+        resume_env_steps=(done - 1 if unevaluated else done) if counters else None,
       )
       try:
-        self._loop(state, counters, done, screen, writer)
+        self._loop(state, counters, done, unevaluated, screen, writer)
       finally:
         writer.close()
         self.checkpointer.close()
@@ -105,6 +106,7 @@ class _Run:
     state: anakin_machine.AnakinState,
     counters: dict[str, Any] | None,
     done: int,
+    unevaluated: dict[str, Any] | None,
     screen: display.Display,
     writer: metrics.MetricsWriter,
   ) -> None:
@@ -113,6 +115,11 @@ class _Run:
     seconds = 0.0
     first_steps, env_steps, finished = done, done, done >= wanted.num_env_steps
     summary = None
+    if unevaluated:
+      summary = self._evaluation(state.learner.params, done, unevaluated)
+      if summary is None:
+        return
+      self._write(unevaluated, summary, writer, screen)
     reports = anakin_machine.run(
       self.machine,
       state,
@@ -130,20 +137,24 @@ class _Run:
       )
       env_steps = news.env_steps
       row = {"time": time.time(), **news.metrics}
+      metadata: dict[str, Any] = {"counters": news.counters}
       if finished or due:
         summary = self._evaluation(news.params, env_steps, row)
-      writer.write(row)
-      screen.update(row)
+        if summary is None:
+          metadata["unevaluated"] = row
+      self._write(row, summary if finished or due else None, writer, screen)
       now = time.monotonic()
       if finished or self.signals.requested or now - last_save >= wanted.checkpoint_every_seconds:
-        self.checkpointer.save(news.updates, news.items, {"counters": news.counters})
+        # A run killed after it, and resumed from it, would lack a row that was still queued.
+        writer.flush()
+        self.checkpointer.save(news.updates, news.items, metadata)
         last_save = now
       if self.signals.requested:
         self.checkpointer.wait()
         screen.say(f"saved at {env_steps:,} environment steps; the same command goes on from there")
         return
     self.checkpointer.wait()
-    if env_steps == first_steps:
+    if env_steps == first_steps and not unevaluated:
       screen.say(
         f"nothing to do: the run already has {env_steps:,} of {wanted.num_env_steps:,} environment "
         "steps; more with --num_env_steps"
@@ -151,7 +162,7 @@ class _Run:
     self._say_end(screen, env_steps, env_steps - first_steps, seconds, summary)
 
   def _evaluation(self, params: Any, env_steps: int, row: dict[str, Any]) -> dict[str, Any] | None:
-    """Evaluates every seed, adds the results to `row` and writes evaluation.json."""
+    """Evaluates every seed and adds the results to `row`; returns None where a signal stopped it."""
     wanted = self.experiment
     key = jax.random.fold_in(jax.random.key(wanted.seed), EVALUATION_STREAM)
     key = jax.random.fold_in(key, env_steps % 2**32)
@@ -175,8 +186,32 @@ class _Run:
     if wanted.num_seeds > 1:
       summary["seeds/return_mean"] = [float(np.mean(r.returns)) for r in results]
       row["seeds/evaluation/return_mean"] = summary["seeds/return_mean"]
-    run_files.write_evaluation(wanted.workdir, env_steps, summary)
     return summary
+
+  def _unevaluated(self, restored: checkpoint.Restored | None) -> dict[str, Any] | None:
+    """Returns the row of metrics whose evaluation a signal stopped, if it is still to be done."""
+    row = restored.metadata.get("unevaluated") if restored else None
+    if row and run_files.evaluated_env_steps(self.experiment.workdir) == row["env_steps"]:
+      return None
+    return row
+
+  def _write(
+    self,
+    row: dict[str, Any],
+    summary: dict[str, Any] | None,
+    writer: metrics.MetricsWriter,
+    screen: display.Display,
+  ) -> None:
+    """Writes and shows a report, and evaluation.json last: it tells that an evaluation is done."""
+    writer.write(row)
+    screen.update(row)
+    if summary is None:
+      return
+    writer.flush()
+    try:
+      run_files.write_evaluation(self.experiment.workdir, row["env_steps"], summary)
+    except OSError as error:
+      logging.warning("evaluation.json can't be written: %s. Training goes on.", error)
 
   def _say_end(
     self,

@@ -10,13 +10,26 @@ def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
   """Writes a JSON file by rename, so that a reader never sees half of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-  partial.replace(path)
+  try:
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
 
 
 def write_evaluation(workdir: str, env_steps: int, summary: dict[str, Any]) -> None:
   """Writes evaluation.json: the last evaluation."""
   write_json(pathlib.Path(workdir) / "evaluation.json", {"env_steps": env_steps, **summary})
+
+
+def evaluated_env_steps(workdir: str) -> int | None:
+  """Returns the environment steps that evaluation.json is of, or None where it can't be read."""
+  try:
+    values = json.loads((pathlib.Path(workdir) / "evaluation.json").read_text(encoding="utf-8"))
+    return int(values["env_steps"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
 
 
 def move_aside(workdir: str) -> pathlib.Path:
