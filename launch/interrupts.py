@@ -43,7 +43,11 @@ class Interrupts:
     del frame
     if number == signal.SIGINT and self.signal == signal.SIGINT:
       # os.write and _exit: a handler must not wait for a lock that the main thread may hold.
-      os.write(sys.stderr.fileno(), b"\npodracer: stopped at once; the last checkpoint is intact\n")
+      show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # The progress bar hides it.
+      os.write(
+        sys.stderr.fileno(),
+        show_cursor + b"\npodracer: stopped at once; the last checkpoint is intact\n",
+      )
       os._exit(EXIT_OFFSET + number)
     if self.signal is None:
       self.signal = signal.Signals(number)
