@@ -108,6 +108,8 @@ def make(name: str, **options: Any) -> Any:
       step=step,
       render=render,
       frames_per_second=8,
+      # Digging a maze costs 46 us and a step 7 on a CPU.
+      reset_chunk=16,
     )
   )
   return adapted if time_limit is None else _adapt.time_limit(adapted, int(time_limit))

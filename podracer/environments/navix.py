@@ -141,5 +141,7 @@ def make(name: str, **options: Any) -> Any:
       step=step,
       render=lambda state: _drawing.enlarge(np.asarray(draw(state))),
       frames_per_second=8,
+      # Laying out a room costs more than a step: 70 against 25 us a step of FourRooms on a CPU.
+      reset_chunk=16,
     )
   )
