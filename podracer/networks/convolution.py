@@ -6,6 +6,7 @@ elsewhere it is `lax.conv_general_dilated`. Parameters, outputs and gradients ar
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _MIN_TILE_WIDTH = 32
 """A tile is widened until the matrix has this many columns; a narrower product is slower."""
+_MAX_PATCH_ELEMENTS = 1 << 18
+"""Larger batches are cut: patches that leave the cache cost more than their product."""
 
 
 class Conv(nn.Module):
@@ -189,8 +192,17 @@ def _space_to_depth(x: types.Array, kernel: types.Array, strides: Any, pads: Pad
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _unstrided(x: types.Array, kernel: types.Array, pads: Padding) -> types.Array:
   tile = _tile_width(x.shape[2] + sum(pads[1]) - kernel.shape[1] + 1, kernel.shape[3])
-  patches, shape = _patches(x, kernel.shape, tile, pads)
-  return (patches @ _banded(kernel, tile)).reshape(shape)
+  matrix = _banded(kernel, tile)
+
+  def convolve_chunk(chunk: types.Array) -> types.Array:
+    patches, shape = _patches(chunk, kernel.shape, tile, pads)
+    return (patches @ matrix).reshape(shape)
+
+  num_chunks = _num_chunks(x, kernel.shape, tile, pads)
+  if num_chunks == 1:
+    return convolve_chunk(x)
+  outputs = lax.map(convolve_chunk, _split(x, num_chunks))
+  return outputs.reshape(x.shape[0], *outputs.shape[2:])
 
 
 def _unstrided_forward(x: types.Array, kernel: types.Array, pads: Padding) -> Any:
@@ -200,9 +212,21 @@ def _unstrided_forward(x: types.Array, kernel: types.Array, pads: Padding) -> An
 def _unstrided_backward(pads: Padding, residuals: Any, cotangent: types.Array) -> Any:
   x, kernel = residuals
   tile = _tile_width(cotangent.shape[2], kernel.shape[3])
-  # The patches are built again: to keep them costs more memory traffic than to copy them.
-  patches, _ = _patches(x, kernel.shape, tile, pads)
-  matrix_bar = patches.T @ cotangent.reshape(patches.shape[0], -1)
+
+  def matrix_gradient(chunk: types.Array, cotangent: types.Array) -> types.Array:
+    # The patches are built again: to keep them costs more memory traffic than to copy them.
+    patches, _ = _patches(chunk, kernel.shape, tile, pads)
+    return patches.T @ cotangent.reshape(patches.shape[0], -1)
+
+  num_chunks = _num_chunks(x, kernel.shape, tile, pads)
+  if num_chunks == 1:
+    matrix_bar = matrix_gradient(x, cotangent)
+  else:
+    matrix_bar, _ = lax.scan(
+      lambda total, chunk: (total + matrix_gradient(*chunk), None),
+      jnp.zeros_like(_banded(kernel, tile)),
+      (_split(x, num_chunks), _split(cotangent, num_chunks)),
+    )
   (kernel_bar,) = jax.linear_transpose(lambda k: _banded(k, tile), kernel)(matrix_bar)
   # The gradient to the inputs is a convolution with the kernel turned round: again one product,
   # where the transpose of the copies would be a sum of as many padded arrays.
@@ -222,6 +246,21 @@ def _tile_width(width: int, features: int) -> int:
   divisors = [tile for tile in range(1, width + 1) if width % tile == 0]
   wide = [tile for tile in divisors if tile * features >= _MIN_TILE_WIDTH]
   return wide[0] if wide else width
+
+
+def _num_chunks(x: types.Array, kernel_shape: tuple[int, ...], tile: int, pads: Padding) -> int:
+  """Returns the least divisor of the batch that lets the patches of a chunk stay in the cache."""
+  size = x.shape[0]
+  total = math.prod(jax.eval_shape(lambda x: _patches(x, kernel_shape, tile, pads)[0], x).shape)
+  for num_chunks in range(1, size + 1):
+    if size % num_chunks == 0 and total <= num_chunks * _MAX_PATCH_ELEMENTS:
+      return num_chunks
+  return size
+
+
+def _split(x: types.Array, num_chunks: int) -> types.Array:
+  """Cuts the leading axis: `[B, ...]` to `[num_chunks, B / num_chunks, ...]`."""
+  return x.reshape(num_chunks, x.shape[0] // num_chunks, *x.shape[1:])
 
 
 def _patches(

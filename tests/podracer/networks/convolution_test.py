@@ -58,6 +58,15 @@ def test_outputs_and_gradients_equal_those_of_flax(case):
   assert_close(actual, jax.jit(value_and_gradients(flax_conv))(params, x))
 
 
+@pytest.mark.parametrize("limit", [1, 500, 2000])
+def test_cutting_the_batch_changes_nothing(monkeypatch, limit):
+  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
+  ours, flax_conv, params, x = build(((3, 3), (1, 1), "SAME", (3, 4), 3, 16))
+  x = jnp.concatenate([x, 2.0 * x])
+  actual = jax.jit(value_and_gradients(ours))(params, x)
+  assert_close(actual, jax.jit(value_and_gradients(flax_conv))(params, x))
+
+
 def test_without_jit():
   ours, flax_conv, params, x = build(CASES[0])
   actual = value_and_gradients(ours)(params, x)
