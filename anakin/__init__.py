@@ -5,10 +5,12 @@ Hessel et al. (2021), section 3.1.
 
 from typing import TYPE_CHECKING, Any
 
+from .config import AnakinConfig
+
 if TYPE_CHECKING:
   from .machine import Anakin, AnakinState, train
 
-__all__ = ["Anakin", "AnakinState", "train"]
+__all__ = ["Anakin", "AnakinConfig", "AnakinState", "train"]
 
 
 def __getattr__(name: str) -> Any:

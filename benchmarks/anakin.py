@@ -1,6 +1,6 @@
 """Anakin against the same thing written by hand as one fused loop, interleaved in one process.
 
-    python benchmarks/anakin.py --env CartPole-v1 --devices 2
+python benchmarks/anakin.py --env CartPole-v1 --devices 2
 """
 
 import argparse

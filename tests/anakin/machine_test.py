@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from podracer import config, environments, report, testing
 from podracer.agents import impala
 from podracer.anakin import config as anakin_config
 from podracer.anakin import machine as machine_lib
-
-from podracer import config, environments, report, testing
 
 SGD = impala.ImpalaConfig(learning_rate=0.05, optimizer="sgd")
 SMALL = anakin_config.AnakinConfig(num_environments=16, unroll_length=5, updates_per_call=3)

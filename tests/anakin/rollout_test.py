@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from podracer.agents.impala import losses
-from podracer.anakin import rollout
 
 from podracer import agent as agent_lib
 from podracer import testing, types
+from podracer.agents.impala import losses
+from podracer.anakin import rollout
 
 GAMMA = 0.5
 # V(s) of states 0 .. 3 of the chain, whose rewards on arriving at 1, 2, 3 are 1, 2, 3.

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from podracer.agents.impala import losses
 
 GAMMA = 0.5

@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+
 from podracer.agents.impala import popart
 
 
