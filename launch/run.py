@@ -91,8 +91,9 @@ class _Run:
         tensorboard=wanted.tensorboard,
         wandb_project=wanted.wandb_project or None,
         config=experiment.to_json(wanted),
-        # What awaits its evaluation is written anew with it.
-        resume_env_steps=(done - 1 if unevaluated else done) if counters else None,
+        # Rows of a run that was killed before its first checkpoint are written anew, too, and one
+        # that awaits its evaluation.
+        resume_env_steps=done - 1 if unevaluated else done,
       )
       try:
         self._loop(state, counters, done, unevaluated, screen, writer)
