@@ -1,0 +1,130 @@
+"""Runs that several test files use: real processes with one tiny configuration, so they share what they compile."""
+
+import glob
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+TIMEOUT_SECONDS = 300
+TINY = (
+  "--env=podracer.testing:probe_memory",
+  "--num_environments=16",
+  "--unroll_length=10",
+  "--updates_per_call=20",
+  "--num_devices=1",
+  "--evaluate_episodes=16",
+  # Whatever the preset is: a run with a schedule can't be given more steps.
+  "--config.learning_rate_schedule=constant",
+  "--config.learning_rate=0.005",
+  "--config.network.hidden_sizes",
+  "8",
+)
+NUM_ENV_STEPS = 300_000
+
+
+class Process:
+  """One `podracer` process, with its output in files."""
+
+  def __init__(self, args, cwd, **keywords):
+    self.out, self.err = (pathlib.Path(cwd) / f"process.{name}" for name in ("out", "err"))
+    command = [sys.executable, "-m", "podracer.launch.main", *map(str, args)]
+    with open(self.out, "w") as out, open(self.err, "w") as err:
+      # A group of its own, so that a signal meant for it is not ours too.
+      self.popen = subprocess.Popen(
+        command, cwd=cwd, stdout=out, stderr=err, start_new_session=True, **keywords
+      )
+
+  def wait(self):
+    """Returns (exit code, standard output, standard error)."""
+    try:
+      code = self.popen.wait(TIMEOUT_SECONDS)
+    finally:
+      self.popen.kill()
+    return code, self.out.read_text(), self.err.read_text()
+
+  def wait_until(self, condition):
+    """Waits for something that a run does before it ends."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+      assert self.popen.poll() is None, (
+        f"ended too early: {self.out.read_text()}{self.err.read_text()}"
+      )
+      assert time.monotonic() < deadline
+      time.sleep(0.002)
+
+  def send(self, number):
+    self.popen.send_signal(number)
+
+
+class Run:
+  """A run directory `run` in a directory of its own, and how to start processes on it."""
+
+  def __init__(self, root):
+    self.root = pathlib.Path(root)
+    self.workdir = self.root / "run"
+
+  def start(self, *args, **keywords):
+    steps = (
+      () if any("--num_env_steps" in arg for arg in args) else (f"--num_env_steps={NUM_ENV_STEPS}",)
+    )
+    return Process(("train", *TINY, *steps, "--workdir=run", *args), self.root, **keywords)
+
+  def train(self, *args, **keywords):
+    return self.start(*args, **keywords).wait()
+
+  def command(self, *args):
+    return Process(args, self.root).wait()
+
+  def num_rows(self):
+    path = self.workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+  def rows(self):
+    """The rows of metrics.jsonl, but for what depends on the clock."""
+    with open(self.workdir / "metrics.jsonl") as file:
+      rows = [json.loads(line) for line in file]
+    clock = ("time", "steps_per_second")
+    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+
+  def steps(self):
+    return sorted(
+      (path for path in (self.workdir / "checkpoints").glob("*") if path.name.isdecimal()),
+      key=lambda path: int(path.name),
+    )
+
+  def state(self):
+    """Digests of every array of the newest checkpoint, and the counters."""
+    text = pathlib.Path(glob.glob(f"{self.steps()[-1]}/manifest/metadata*")[0]).read_text()
+    manifest = json.loads(text)["manifest"]
+    return manifest["items"], manifest["metadata"]["counters"]
+
+  def evaluation(self):
+    return json.loads((self.workdir / "evaluation.json").read_text())
+
+  def assert_same_as(self, other):
+    assert self.state() == other.state()
+    assert self.rows() == other.rows()
+    assert self.evaluation() == other.evaluation()
+
+
+@pytest.fixture
+def make_run(tmp_path):
+  return lambda name="a": _make_run(tmp_path / name)
+
+
+def _make_run(root):
+  root.mkdir()
+  return Run(root)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """A run that nothing interrupted; not to be changed."""
+  run = Run(tmp_path_factory.mktemp("finished"))
+  code, out, err = run.train()
+  assert code == 0, out + err
+  return run
