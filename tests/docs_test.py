@@ -9,6 +9,7 @@ import shlex
 import sys
 
 import pytest
+
 from podracer.launch import command_line, experiment
 from podracer.launch import main as main_lib
 
