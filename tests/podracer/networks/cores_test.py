@@ -47,9 +47,3 @@ def test_one_step_by_hand():
   np.testing.assert_allclose(new_cell, cell, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(output, sigmoid(gates[3]) * np.tanh(cell), rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(output, hidden)
-
-
-def test_the_kernel_is_orthogonal_for_each_gate():
-  _, params, _, _ = build()
-  for gate in jnp.split(params["params"]["recurrent_kernel"], 4, axis=1):
-    np.testing.assert_allclose(gate.T @ gate, np.eye(H), atol=1e-5)

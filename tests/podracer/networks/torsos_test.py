@@ -108,9 +108,7 @@ def test_a_bounded_integer_is_one_hot():
 def test_task_id_is_one_hot_by_the_number_of_tasks():
   spec = {"task_id": array(dtype=jnp.int32), "obs": array(5)}
   _, params, _ = build(spec, num_tasks=3)
-  kernel = params["params"]["mlp"]["Dense_0"]["kernel"]
-  assert kernel.shape == (5 + 3, 8)
-  np.testing.assert_allclose(kernel.T @ kernel / 2, np.eye(8), atol=1e-5)  # orthogonal, sqrt(2)
+  assert params["params"]["mlp"]["Dense_0"]["kernel"].shape == (5 + 3, 8)
 
 
 def test_the_action_mask_is_no_input():
