@@ -89,7 +89,7 @@ class Anakin:
     )
     seeds = (None,) if num_seeds > 1 else ()
     replicated, sharded = P(), P(*seeds, AXIS)
-    self._specs = AnakinState(learner=replicated, actor=sharded, key=sharded)
+    self._specs: Any = AnakinState(learner=replicated, actor=sharded, key=sharded)  # type: ignore[arg-type]
     body = self._updates if num_seeds == 1 else jax.vmap(self._updates, in_axes=(0, None))
     # check_vma=False: see `learner`; V-trace's scan does not trace under True either.
     self._advance = jax.jit(

@@ -10,7 +10,7 @@ import importlib
 import json
 import pathlib
 import typing
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import tyro
 
@@ -19,8 +19,17 @@ from podracer import environments
 
 from . import run_files
 
+
+class MachineConfig(Protocol):
+  """What every machine's configuration can do."""
+
+  def check(self, num_devices: int, num_minibatches: int) -> None:
+    """Raises InputError for what can't be shared out over devices and minibatches."""
+    ...
+
+
 AgentConfigT = TypeVar("AgentConfigT", bound=config_lib.LearnerConfig)
-MachineConfigT = TypeVar("MachineConfigT")
+MachineConfigT = TypeVar("MachineConfigT", bound=MachineConfig)
 
 # name -> (module, name of its configuration); the module also has `make_agent` and `presets`.
 AGENTS = {"impala": ("podracer.agents.impala", "ImpalaConfig")}

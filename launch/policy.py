@@ -92,7 +92,8 @@ class LoadedRun:
     checkpointer = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
     restored = checkpointer.restore({"params": target})
     checkpointer.close()
-    config_lib.check(restored is not None, f"workdir {workdir} has no checkpoint yet")
+    if restored is None:
+      raise config_lib.InputError(f"workdir {workdir} has no checkpoint yet")
     self.env_steps = min(restored.metadata["counters"]["env_steps"])
     self._params = restored.items["params"]
 

@@ -62,6 +62,8 @@ def main(args: Sequence[str]) -> None:
 
 def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[float]]:
   """Plays episodes one after the other; returns their pictures `[H, W, 3]` and returns."""
+  import numpy as np
+
   from podracer import environment as environment_lib
   from podracer import types
 
@@ -77,10 +79,12 @@ def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[flo
   )
   host_environment = environment_lib.JaxHostEnvironment(loaded.environment, 1, wanted.seed)
   timestep, state = host_environment.reset(), act.initial_state(1)
-  frames, returns, episode_return = [host_environment.render()], [], 0.0
+  frames = [host_environment.render()]
+  returns: list[float] = []
+  episode_return = 0.0
   while len(returns) < wanted.episodes and len(frames) < wanted.max_steps:
     action, state = act(timestep, state)
-    timestep = host_environment.step(action)
+    timestep = host_environment.step(np.asarray(action))
     frames.append(host_environment.render())
     episode_return += float(timestep.reward[0])
     if timestep.step_type[0] == types.LAST:
@@ -89,7 +93,7 @@ def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[flo
   return frames, returns
 
 
-def write_video(out: str, frames: Sequence[Any], frames_per_second: int) -> None:
+def write_video(out: str, frames: list[Any], frames_per_second: int) -> None:
   """Writes pictures as an .mp4 or a .gif, whole or not at all."""
   import imageio.v2
 

@@ -93,8 +93,8 @@ def check_types(environment: environment_lib.Environment) -> None:
     raise AssertionError(
       f"{spec.name}: step() does not give back the types of reset(), so it cannot be scanned: {error}"
     ) from error
-  expected = jax.tree.structure(spec.observation, is_leaf=types.is_array_spec)
-  found = jax.tree.structure(timesteps.observation)
+  expected: Any = jax.tree.structure(spec.observation, is_leaf=types.is_array_spec)
+  found: Any = jax.tree.structure(timesteps.observation)
   assert expected == found, f"{spec.name}: the observation is a {found}, but its spec a {expected}"
   for what, leaf_spec, leaf in _leaves(spec, timesteps):
     shape = (2, batch, *leaf_spec.shape)

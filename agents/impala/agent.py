@@ -1,5 +1,7 @@
 """The IMPALA agent: a V-trace actor-critic (Espeholt et al. 2018)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +35,14 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
   """
   network = networks.ImpalaNetwork(config.network, spec)
   policy = distributions.make_distribution(spec.action, config.action_distribution)
+  forward: Any = network.apply
+  unroll: Any = functools.partial(network.apply, method="unroll")
+  vtrace = functools.partial(
+    losses.vtrace,
+    lambda_=config.vtrace_lambda,
+    clip_rho=config.clip_rho,
+    clip_pg_rho=config.clip_pg_rho,
+  )
 
   def init(key: types.Key) -> types.Params:
     timestep = types.TimeStep(
@@ -58,7 +68,7 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
     state: body.BodyState,
     explore: bool,
   ) -> tuple[types.ActorOutput, body.BodyState]:
-    output, state = network.apply(params["network"], timestep, state)
+    output, state = forward(params["network"], timestep, state)
     logits = distributions.mask_logits(output.logits, types.action_mask(timestep.observation))
     action = policy.sample(key, logits) if explore else policy.mode(logits)
     if config.network.use_previous_action:
@@ -67,7 +77,7 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
       action=action,
       logits=logits,
       log_prob=policy.log_prob(logits, action),
-      value=_values(params, output.value, _tasks(timestep.observation, spec)),
+      value=_values(params, output.value, _tasks(timestep, spec)),
     )
     return actor_output, state
 
@@ -76,26 +86,15 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
   ) -> tuple[Array, agent_lib.LossInfo]:
     del target_params, key
     timesteps, acted = trajectory.timesteps, trajectory.actor_outputs
-    output = network.apply(
-      params["network"], timesteps, acted.action, trajectory.initial_state, method="unroll"
-    )
-    tasks = _tasks(timesteps.observation, spec)
+    output = unroll(params["network"], timesteps, acted.action, trajectory.initial_state)
+    tasks = _tasks(timesteps, spec)
     values = _values(params, output.value, tasks)  # [T+1, B]
     logits = distributions.mask_logits(output.logits, types.action_mask(timesteps.observation))
     logits = logits[:-1]  # [T, B, A]
     log_pi = policy.log_prob(logits, acted.action)
     valid_tm1 = types.is_valid_transition(timesteps.step_type[:-1])
 
-    trace = jax.vmap(
-      lambda *stream: losses.vtrace(
-        *stream,
-        lambda_=config.vtrace_lambda,
-        clip_rho=config.clip_rho,
-        clip_pg_rho=config.clip_pg_rho,
-      ),
-      in_axes=1,
-      out_axes=1,
-    )(
+    trace = jax.vmap(vtrace, in_axes=1, out_axes=1)(
       values,
       losses.clip_reward(timesteps.reward[1:], config.reward_clip),
       config.discount * timesteps.discount[1:],
@@ -105,13 +104,13 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
     targets = jax.lax.stop_gradient(values[:-1]) + trace.errors
     # With PopArt both losses are in normalised units; else mean is 0 and scale is 1.
     mean, scale = _moments(params, tasks[:-1])
-    over_batch = lambda f: lambda *xs: jnp.mean(jax.vmap(f, in_axes=1)(*xs))  # noqa: E731
-    pg_loss = over_batch(losses.policy_gradient_loss)(log_pi, trace.advantages / scale, valid_tm1)
-    value_loss = over_batch(losses.value_loss)(
-      (values[:-1] - mean) / scale, (targets - mean) / scale, valid_tm1
+    pg_loss = _over_batch(losses.policy_gradient_loss, log_pi, trace.advantages / scale, valid_tm1)
+    value_loss = _over_batch(
+      losses.value_loss, (values[:-1] - mean) / scale, (targets - mean) / scale, valid_tm1
     )
-    entropy = over_batch(losses.masked_mean)(policy.entropy(logits), valid_tm1)
-    num_valid = over_batch(losses.masked_mean)(jnp.ones_like(targets), valid_tm1)
+    entropy = _over_batch(losses.masked_mean, policy.entropy(logits), valid_tm1)
+    rho = _over_batch(losses.masked_mean, jnp.exp(log_pi - acted.log_prob), valid_tm1)
+    num_valid = jnp.mean(valid_tm1.astype(jnp.float32))
     entropy_loss, entropy_cost = _entropy_loss(config, params, entropy, num_valid)
     total = pg_loss + config.value_cost * value_loss + entropy_loss
     metrics = {
@@ -119,7 +118,7 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
       "loss/value": value_loss,
       "loss/entropy": entropy,
       "loss/entropy_cost": entropy_cost,
-      "loss/rho_mean": over_batch(losses.masked_mean)(jnp.exp(log_pi - acted.log_prob), valid_tm1),
+      "loss/rho_mean": rho,
       "loss/value_mean": jnp.mean(values),
     }
     statistics: Any = ()
@@ -141,15 +140,16 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
   )
 
 
-def _tasks(observation: types.Observation, spec: types.EnvironmentSpec) -> Array:
+def _over_batch(loss: Callable[..., Array], *streams: Array) -> Array:
+  """Returns the mean over the batch of a loss of one stream, given `[T, B]` streams."""
+  return jnp.mean(jax.vmap(loss, in_axes=1)(*streams))
+
+
+def _tasks(timestep: types.TimeStep, spec: types.EnvironmentSpec) -> Array:
   """Returns the int32 index of the task, `[...]`; 0 in an environment of one task."""
   if spec.num_tasks > 1:
-    return observation["task_id"].astype(jnp.int32)
-  array, array_spec = (
-    jax.tree.leaves(observation)[0],
-    jax.tree.leaves(spec.observation, is_leaf=types.is_array_spec)[0],
-  )
-  return jnp.zeros(array.shape[: array.ndim - len(array_spec.shape)], jnp.int32)
+    return timestep.observation["task_id"].astype(jnp.int32)
+  return jnp.zeros(timestep.reward.shape, jnp.int32)
 
 
 def _moments(params: types.Params, tasks: Array) -> tuple[Array, Array]:

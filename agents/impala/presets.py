@@ -5,11 +5,11 @@ Each is a starting point that learns, not a record; `benchmarks/learning/` has t
 
 from typing import Any
 
-_DECAYING = {"learning_rate_schedule": "linear", "max_gradient_norm": 1.0}
+_DECAYING: dict[str, Any] = {"learning_rate_schedule": "linear", "max_gradient_norm": 1.0}
 _MANY_UPDATES = {"num_environments": 64, "unroll_length": 16}
 
 # Returns of any scale, and a policy whose scale is learnt: no entropy bonus is needed.
-_CONTINUOUS = {
+_CONTINUOUS: dict[str, Any] = {
   "config": {
     **_DECAYING,
     "learning_rate": 1e-3,
@@ -19,13 +19,13 @@ _CONTINUOUS = {
   },
   "network": {"activation": "tanh"},
 }
-_PENDULUM = {
+_PENDULUM: dict[str, Any] = {
   **_CONTINUOUS,
   "num_env_steps": 3_000_000,
   "machine": _MANY_UPDATES,
   "config": {**_CONTINUOUS["config"], "discount": 0.95},
 }
-_PICTURES = {
+_PICTURES: dict[str, Any] = {
   "num_env_steps": 10_000_000,
   "machine": {"num_environments": 128, "unroll_length": 16},
   "config": {**_DECAYING, "learning_rate": 1e-3},

@@ -130,10 +130,11 @@ class Canvas:
     """
     extent = (x_range[1] - x_range[0], y_range[1] - y_range[0])
     per_unit = _SIZE / max(extent)
-    self._size = tuple(max(16, round(length * per_unit / 16) * 16) for length in extent)
+    width, height = (max(16, round(length * per_unit / 16) * 16) for length in extent)
+    self._size = (width, height)
     self._per_unit = self._SCALE * per_unit
     self._corner = (x_range[0], y_range[1])
-    self._image = Image.new("RGB", tuple(self._SCALE * side for side in self._size), background)
+    self._image = Image.new("RGB", (self._SCALE * width, self._SCALE * height), background)
     self._draw = ImageDraw.Draw(self._image)
 
   def _pixels(self, points: Any) -> list[tuple[float, float]]:

@@ -58,8 +58,8 @@ def renderer(made: Any, params: Any) -> tuple[Callable[[Any], np.ndarray] | None
     draw = _GRIDS[name]
     return lambda state: _drawing.grid(draw(made, state)), 8
   if name in _SHAPES:
-    draw = _SHAPES[name]
-    return lambda state: draw(made, params, state), 30
+    draw_shapes = _SHAPES[name]
+    return lambda state: draw_shapes(made, params, state), 30
   return None, 30
 
 

@@ -41,6 +41,7 @@ def make(name: str, **options: Any) -> Any:
     ValueError: for another option or a bad value.
   """
   import jax
+  import jax.numpy as jnp
   from brax import envs
 
   from podracer import environment, types
@@ -70,7 +71,7 @@ def make(name: str, **options: Any) -> Any:
       observation=state.obs,
       reward=state.reward,
       terminated=state.done > 0.5,
-      truncated=False,
+      truncated=jnp.zeros((), bool),
     )
 
   observed = jax.eval_shape(lambda key: reset(key)[1], jax.random.key(0))

@@ -41,7 +41,7 @@ def make(name: str, **options: Any) -> Any:
   from podracer import environment, types
   from podracer.environments import _adapt, _drawing
 
-  made = jumanji.make(name)
+  made: Any = jumanji.make(name)
   known = _adapt.arguments(type(made))
   known.pop("viewer", None)
   # The limit of the maze is None at first, and then of its size.
