@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from podracer.anakin import machine as anakin_machine
 
 from podracer import anakin, checkpoint, evaluation, metrics
+from podracer.anakin import machine as anakin_machine
 
 from . import display, experiment, host, interrupts, run_files
 

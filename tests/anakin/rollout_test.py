@@ -119,8 +119,10 @@ def test_recurrent_state_is_carried_and_belongs_to_the_first_time_step():
 
 @pytest.mark.parametrize("offset", range(4))
 def test_steps_and_episodes_are_counted_without_resets(offset):
-  for _, trajectory, end in unrolls("terminate", offset):
+  runs = list(unrolls("terminate", offset))
+  for _, trajectory, _ in runs:
     assert rollout.count_valid(trajectory) == 3 * 3
+  _, _, end = runs[-1]
   # Of each environment: 1 + 2 + 3.
   assert np.all(np.asarray(end.episodes.return_sum) == 6.0 * end.episodes.num_episodes)
   assert np.all(np.asarray(end.episodes.length_sum) == 3 * end.episodes.num_episodes)
