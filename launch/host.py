@@ -1,5 +1,6 @@
 """What one host does to JAX before a run: devices, compilation cache."""
 
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -50,7 +51,9 @@ def start_jax(num_devices: int, num_environments: int) -> list[Any]:
   # A user's own number of virtual devices is never overwritten.
   chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
-    jax.config.update("jax_num_cpu_devices", virtual)
+    # Refused where JAX has started already, in a notebook say: its devices are taken as they are.
+    with contextlib.suppress(RuntimeError):
+      jax.config.update("jax_num_cpu_devices", virtual)
   devices = jax.devices()
   config.check(
     num_devices <= len(devices),

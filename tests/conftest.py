@@ -3,12 +3,15 @@
 import os
 import tempfile
 
-import jax
-
-NUM_DEVICES = 4
-
-# Programs that tests start share what they compile with each other, and leave the user's cache alone.
+# Programs that tests compile and that those they start compile are shared, and the user's own cache is
+# left alone. JAX reads the variables when it is imported.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"podracer-tests-{os.getuid()}")
 )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax  # noqa: E402
+
+NUM_DEVICES = 4
+
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
