@@ -77,6 +77,8 @@ def _one_line(box: str) -> str:
   suggested = [
     line.split()[0].rstrip(",") for line in lines[rule:] if line.startswith("--") and " " in line
   ]
+  if re.fullmatch(r"Unrecognized options: (True|False)", message, re.IGNORECASE):
+    return "a yes-or-no option takes no value: --name for yes, --no_name for no"
   if suggested and message.startswith("Unrecognized"):
     message += f"; nearest: {', '.join(dict.fromkeys(suggested))}"
   return message or box.strip()

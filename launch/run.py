@@ -46,6 +46,7 @@ class _Run:
     # Resolved, so that the run goes on with as many wherever it is resumed.
     self.experiment = dataclasses.replace(wanted, num_devices=len(devices))
     environment = self.experiment.make_environment()
+    self.can_render = environment.render is not None
     self.agent = self.experiment.make_agent(environment.spec)
     self.machine = anakin.Anakin(
       self.agent,
@@ -151,8 +152,12 @@ class _Run:
         self.checkpointer.save(news.updates, news.items, metadata)
         last_save = now
       if self.signals.requested:
-        self.checkpointer.wait()
-        screen.say(f"saved at {env_steps:,} environment steps; the same command goes on from there")
+        if self.checkpointer.wait():
+          screen.say(
+            f"saved at {env_steps:,} environment steps; the same command goes on from there"
+          )
+        else:
+          screen.say("not saved: the same command goes on from the checkpoint before")
         return
     self.checkpointer.wait()
     if env_steps == first_steps and not unevaluated:
@@ -231,7 +236,7 @@ class _Run:
       screen.say(evaluation_line(summary))
     screen.say(f"results: {workdir}/  learning_curve.png  metrics.jsonl  checkpoints/")
     screen.say("next:")
-    if wanted.make_environment().render is not None:
+    if self.can_render:
       screen.say(f"  podracer watch --workdir={workdir} --out={pathlib.Path(workdir).name}.mp4")
     screen.say(f"  podracer evaluate --workdir={workdir} --episodes=1000")
     screen.say(f"  podracer plot {workdir}")

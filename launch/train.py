@@ -1,6 +1,7 @@
 """`podracer train`: trains an agent in a run directory, or goes on with the run that is there."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -37,7 +38,7 @@ def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:
   Raises:
     config.InputError: for a configuration that can't work, or differs from that of the run.
   """
-  peek = lambda name: command_line.peek(args, name)  # noqa: E731
+  peek = functools.partial(command_line.peek, args)
   env, workdir = peek("env") or "", peek("workdir")
   agent, architecture = peek("agent"), peek("architecture")
   command_line.check_choice("agent", agent or "impala", tuple(experiment.AGENTS))
@@ -47,7 +48,8 @@ def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:
   if not workdir:
     workdir = experiment.default_workdir(env, agent or "impala")
   resumes = experiment.has_run(workdir) and "--restart" not in args
-  if resumes:
+  if resumes or (experiment.has_run(workdir) and not env):
+    # Also what is begun anew without naming its environment is begun as it was.
     base = experiment.read(workdir)
     _check_same_kind(workdir, base, agent, architecture)
   else:

@@ -27,6 +27,7 @@ CASES = [
   ((*CATCH, "--config.network.torso=vgg"), "Expected one of ('auto', 'mlp'"),
   ((*CATCH, "--config.network.hidden_sizes", "64", "-1"), "hidden_sizes must all be above 0"),
   ((*CATCH, "--num_environments=ten"), "--num_environments"),
+  ((*CATCH, "--config.popart=True"), "a yes-or-no option takes no value"),
   ((*CATCH, "--num_environments=0"), "num_environments must be above 0"),
   ((*CATCH, "--num_environments=10", "--num_devices=4"), "not divisible by the 4 devices"),
   ((*CATCH, "--num_environments=10", "--config.num_minibatches=4"), "does not divide the 10"),
