@@ -14,16 +14,23 @@ LINE_PERIOD_SECONDS = 10.0
 class Display:
   """Shows progress, speed, return and time left; entered while a run goes on."""
 
-  def __init__(self, total: int, completed: int, console: rich.console.Console | None = None):
+  def __init__(
+    self,
+    total: int,
+    completed: int,
+    num_seeds: int = 1,
+    console: rich.console.Console | None = None,
+  ):
     """Shows nothing yet.
 
     Args:
       total: environment steps of the run.
       completed: of them already taken.
+      num_seeds: runs side by side, each of which takes that many; a speed is that of all together.
       console: standard output by default.
     """
     self.console = console or rich.console.Console(highlight=False, soft_wrap=True)
-    self._total, self._completed = total, completed
+    self._total, self._completed, self._num_seeds = total, completed, num_seeds
     self._last_line = -math.inf
     self._progress = rich.progress.Progress(
       rich.progress.BarColumn(bar_width=None),
@@ -68,5 +75,6 @@ class Display:
     if now - self._last_line >= LINE_PERIOD_SECONDS or "evaluation/return_mean" in row:
       self._last_line = now
       done = self._completed / self._total
-      seconds = (self._total - self._completed) / row["steps_per_second"]
+      left = (self._total - self._completed) * self._num_seeds
+      seconds = left / row["steps_per_second"]
       self.say(f"{done:4.0%}  {text}" + (f"  {seconds:.0f} s left" if seconds else ""))

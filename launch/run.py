@@ -75,7 +75,7 @@ class _Run:
     counters = restored.metadata["counters"] if restored else None
     unevaluated = self._unevaluated(restored)
     done = min(counters["env_steps"]) if counters else 0
-    with display.Display(wanted.num_env_steps, done) as screen:
+    with display.Display(wanted.num_env_steps, done, wanted.num_seeds) as screen:
       device = jax.devices()[0]
       screen.say(
         f"{wanted.agent} in {wanted.env} on {wanted.architecture}, {wanted.num_devices} x "
