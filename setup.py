@@ -53,7 +53,7 @@ setuptools.setup(
     "jax>=0.7.2",
     "matplotlib",
     "numpy>=2",
-    "optax>=0.2.5",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.11.20",
     "rich",
     "rlax>=0.1.7",

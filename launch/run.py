@@ -227,7 +227,7 @@ class _Run:
     seconds: float,
     summary: dict[str, Any] | None,
   ) -> None:
-    wanted, workdir = self.experiment, self.experiment.workdir
+    workdir = self.experiment.workdir
     if new_steps:
       screen.say(
         f"done: {env_steps:,} environment steps, {new_steps:,} of them in {seconds:.1f} s of training"

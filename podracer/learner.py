@@ -125,7 +125,7 @@ def make_learner(
     statistics = info.statistics
     if axis_name is not None:
       gradient, metrics, statistics = _mean_over_devices((gradient, metrics, statistics), axis_name)
-    metrics["gradient_norm"] = optax.global_norm(gradient)
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
     accept = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["loss/total"])
 
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)

@@ -33,6 +33,8 @@ RUN = (
 HEAVY = ("brax", "craftax", "navix")
 LIGHT = (
   "brax:fast",
+  "brax:inverted_pendulum",
+  "craftax:Craftax-Classic-Symbolic-v1",
   "navix:DistShift1-v0",
   "navix:DoorKey-5x5-v0",
   "navix:Dynamic-Obstacles-5x5-v0",
@@ -48,11 +50,14 @@ ALL = tuple(name for name in environments.names() if name not in DOWNLOADS)
 
 
 def _param(name, is_slow):
-  return pytest.param(name, marks=pytest.mark.slow if is_slow else ())
+  """Marks what is left out of the default run, and of the slow one where its like is in that."""
+  is_heavy = name.partition(":")[0] in HEAVY and name not in LIGHT
+  marks = pytest.mark.exhaustive if is_heavy else pytest.mark.slow if is_slow else ()
+  return pytest.param(name, marks=marks)
 
 
-TRACED = [_param(n, n.partition(":")[0] in HEAVY and n not in LIGHT) for n in ALL]
-CHECKED = [_param(n, n not in RUN) for n in ALL]
+TRACED = [_param(name, False) for name in ALL]
+CHECKED = [_param(name, name not in RUN) for name in ALL]
 
 
 @pytest.fixture
@@ -67,7 +72,6 @@ def quick_compilation():
 def _make_short(name):
   """Returns an environment with short episodes, and a number of steps within which some end."""
   suite_name, _, rest = name.partition(":")
-  pytest.importorskip(environments.suite(suite_name).LIBRARY)
   if suite_name == "jumanji" and rest not in WITH_TIME_LIMIT:
     return environments.make(name), 200
   return environments.make(name, **SHORT[suite_name]), 12
@@ -101,7 +105,6 @@ def test_environment_conforms(name, quick_compilation):
   ],
 )
 def test_a_time_limit_truncates_and_does_not_end(name, options, quick_compilation):
-  pytest.importorskip(environments.suite(name.partition(":")[0]).LIBRARY)
   made = environments.make(name, **options)
   course = testing.random_course(made, jax.random.split(jax.random.key(0), 2), 4)
   expected = [types.FIRST, types.MID, types.MID, types.LAST, types.FIRST]
@@ -119,7 +122,6 @@ def test_an_end_has_discount_0(quick_compilation):
 
 def _registry(suite_name):
   """Returns the names a suite's own library knows."""
-  pytest.importorskip(environments.suite(suite_name).LIBRARY)
   if suite_name == "gymnax":
     import gymnax
 
@@ -161,7 +163,8 @@ def test_names_are_those_of_the_library(suite_name):
 
 @pytest.mark.slow
 def test_jumanji_lists_each_task_of_one_discrete_action():
-  jumanji = pytest.importorskip("jumanji")
+  import jumanji
+
   needs_network = {"Sokoban-v0"}
   found = set()
   for name in set(jumanji.registered_environments()) - needs_network:
@@ -224,7 +227,6 @@ def test_missing_library_names_the_command_that_installs_it(monkeypatch):
   ],
 )
 def test_bad_option_is_one_line(name, options, message):
-  pytest.importorskip(environments.suite(name.partition(":")[0]).LIBRARY)
   with pytest.raises(ValueError, match=message) as info:
     environments.make(name, **options)
   assert "\n" not in str(info.value)
