@@ -55,7 +55,7 @@ def peek(args: Sequence[str], name: str) -> str | None:
 
 
 def check_choice(kind: str, name: str, valid: Sequence[str]) -> None:
-  """Raises ValueError unless `name` is one of `valid`."""
+  """Raises InputError unless `name` is one of `valid`."""
   if name not in valid:
     close = config.nearest(name, valid)
     hint = f"; nearest: {close[0]}" if close else ""

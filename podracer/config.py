@@ -99,7 +99,8 @@ class NetworkConfig:
 
   torso: Literal["auto", "mlp", "conv", "nature_cnn", "impala_resnet"] = "auto"
   """How observations are read; `auto` takes `mlp` for vectors, `conv` for images under 36 pixels a
-  side and `impala_resnet` for larger ones. A dict observation has a torso for every entry."""
+  side and `impala_resnet` for larger ones. Each entry of a dict observation is read by itself, and the
+  dense layers see all of them."""
   hidden_sizes: tuple[int, ...] = (64, 64)
   """Widths of the dense layers of `mlp`, and of those behind the convolutions of the others."""
   activation: Literal["relu", "tanh", "gelu", "silu"] = "relu"

@@ -39,11 +39,21 @@ def make_tracker(batch_size: int) -> EpisodeTracker:
   )
 
 
+def advance(
+  current_return: types.Array, current_length: types.Array, timestep: types.TimeStep
+) -> tuple[types.Array, types.Array]:
+  """Returns return and length `[B]` of the episodes on arriving at `timestep`; 0 where it is FIRST."""
+  is_first = timestep.is_first()
+  return (
+    jnp.where(is_first, 0.0, current_return + timestep.reward),
+    jnp.where(is_first, 0, current_length + 1),
+  )
+
+
 def track(tracker: EpisodeTracker, timestep: types.TimeStep) -> EpisodeTracker:
   """Takes in the time steps `[B]` arrived at; a FIRST one begins an episode anew."""
-  is_first, is_last = timestep.is_first(), timestep.is_last()
-  episode_return = jnp.where(is_first, 0.0, tracker.current_return + timestep.reward)
-  episode_length = jnp.where(is_first, 0, tracker.current_length + 1)
+  is_last = timestep.is_last()
+  episode_return, episode_length = advance(tracker.current_return, tracker.current_length, timestep)
   return EpisodeTracker(
     current_return=episode_return,
     current_length=episode_length,

@@ -14,7 +14,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import environment as environment_lib
-from podracer import types
+from podracer import episodes, types
 
 STEPS_PER_CALL = 1000
 
@@ -115,9 +115,9 @@ def make_evaluator(
     key, act_key = jax.random.split(slots.key)
     output, agent_state = agent.act(params, act_key, slots.timestep, slots.agent, not greedy)
     state, timestep = environment_lib.step(environment, slots.environment, output.action)
-    is_first = timestep.is_first()
-    episode_return = jnp.where(is_first, 0.0, slots.current_return + timestep.reward)
-    episode_length = jnp.where(is_first, 0, slots.current_length + 1)
+    episode_return, episode_length = episodes.advance(
+      slots.current_return, slots.current_length, timestep
+    )
     is_cut = (episode_length >= max_episode_steps) & ~timestep.is_last()
     # A cut episode is treated as a truncated one: the next step resets.
     state = state._replace(needs_reset=state.needs_reset | is_cut)

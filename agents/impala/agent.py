@@ -31,7 +31,7 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
     Pure functions, see `podracer.agent.Agent`.
 
   Raises:
-    ValueError: if the network doesn't fit the environment.
+    InputError: if the network doesn't fit the environment.
   """
   network = networks.ImpalaNetwork(config.network, spec)
   policy = distributions.make_distribution(spec.action, config.action_distribution)
