@@ -20,6 +20,8 @@ SUITES = {
   "brax": ["brax>=0.14"],
   "jumanji": ["jumanji>=1.1"],
   "craftax": ["craftax>=1.5"],
+  "envpool": ["envpool>=1.2"],
+  "gymnasium": ["gymnasium>=1.1"],
 }
 ENVIRONMENTS = sorted({requirement for needs in SUITES.values() for requirement in needs})
 

@@ -64,7 +64,7 @@ def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[flo
   """Plays episodes one after the other; returns their pictures `[H, W, 3]` and returns."""
   import numpy as np
 
-  from podracer import environment as environment_lib
+  from podracer import host_environment
   from podracer import types
 
   from . import policy as policy_lib
@@ -77,15 +77,15 @@ def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[flo
     greedy=wanted.mode == "greedy",
     seed=wanted.seed,
   )
-  host_environment = environment_lib.JaxHostEnvironment(loaded.environment, 1, wanted.seed)
-  timestep, state = host_environment.reset(), act.initial_state(1)
-  frames = [host_environment.render()]
+  host = host_environment.JaxHostEnvironment(loaded.environment, 1, wanted.seed)
+  timestep, state = host.reset(), act.initial_state(1)
+  frames = [host.render()]
   returns: list[float] = []
   episode_return = 0.0
   while len(returns) < wanted.episodes and len(frames) < wanted.max_steps:
     action, state = act(timestep, state)
-    timestep = host_environment.step(np.asarray(action))
-    frames.append(host_environment.render())
+    timestep = host.step(np.asarray(action))
+    frames.append(host.render())
     episode_return += float(timestep.reward[0])
     if timestep.step_type[0] == types.LAST:
       returns.append(episode_return)

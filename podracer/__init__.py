@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from podracer.agent import Agent, LossInfo
   from podracer.config import InputError
-  from podracer.environment import Environment, HostEnvironment, Outcome
+  from podracer.environment import Environment, Outcome
   from podracer.environments import make as make_environment
+  from podracer.host_environment import HostEnvironment, HostFactory
   from podracer.launch.policy import Policy, load_policy
   from podracer.report import Report, TrainingError
   from podracer.types import ActorOutput, EnvironmentSpec, TimeStep, Trajectory
@@ -18,7 +19,8 @@ _PUBLIC = {
   "Agent": ("podracer.agent", "Agent"),
   "Environment": ("podracer.environment", "Environment"),
   "EnvironmentSpec": ("podracer.types", "EnvironmentSpec"),
-  "HostEnvironment": ("podracer.environment", "HostEnvironment"),
+  "HostEnvironment": ("podracer.host_environment", "HostEnvironment"),
+  "HostFactory": ("podracer.host_environment", "HostFactory"),
   "InputError": ("podracer.config", "InputError"),
   "LossInfo": ("podracer.agent", "LossInfo"),
   "Outcome": ("podracer.environment", "Outcome"),
@@ -38,6 +40,7 @@ __all__ = [
   "Environment",
   "EnvironmentSpec",
   "HostEnvironment",
+  "HostFactory",
   "InputError",
   "LossInfo",
   "Outcome",

@@ -1,4 +1,4 @@
-"""Environments: the contract of one JAX-native environment, its batch with resets, and host ones.
+"""Environments: the contract of one JAX-native environment, and its batch with resets.
 
 A suite supplies an `Environment`: pure functions of *one* environment that never resets itself. The
 core makes a batch of it and resets it by the one convention (see `types`): the step after LAST ignores
@@ -6,13 +6,13 @@ its action and returns FIRST.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import config, types
+from podracer import types
 
 EnvironmentState = Any
 
@@ -183,70 +183,3 @@ def _reset_in_chunks(environment: Environment, state: BatchState, stepped: Any) 
 
   _, result = jax.lax.while_loop(some_need_reset, reset_chunk, (state.needs_reset, stepped))
   return result
-
-
-class HostEnvironment(Protocol):
-  """A batch of environments outside JAX, stepped from one thread; same conventions, NumPy arrays."""
-
-  spec: types.EnvironmentSpec
-  num_environments: int
-
-  def reset(self) -> types.TimeStep:
-    """Starts an episode in each environment; returns FIRST time steps `[B, ...]`."""
-    ...
-
-  def step(self, action: np.ndarray) -> types.TimeStep:
-    """Takes one step, or resets where the previous time step was LAST; returns `[B, ...]`."""
-    ...
-
-  def render(self) -> np.ndarray:
-    """Returns the picture of environment 0, `[H, W, 3]` uint8."""
-    ...
-
-  def close(self) -> None:
-    """Frees what the environments hold."""
-    ...
-
-
-class JaxHostEnvironment:
-  """A JAX-native environment driven as a host environment, by a user's own loop or by Sebulba."""
-
-  def __init__(self, environment: Environment, num_environments: int, seed: int = 0):
-    """Compiles nothing yet.
-
-    Args:
-      environment: the environment.
-      num_environments: B.
-      seed: of the environments' keys.
-    """
-    self.spec = environment.spec
-    self.num_environments = num_environments
-    self._environment = environment
-    self._keys = jax.random.split(jax.random.key(seed), num_environments)
-    self._reset = jax.jit(lambda keys: reset(environment, keys))
-    self._step = jax.jit(lambda state, action: step(environment, state, action))
-    self._state: BatchState | None = None
-
-  def reset(self) -> types.TimeStep:
-    """See HostEnvironment; a second reset goes on with the environments' key streams."""
-    keys = self._keys if self._state is None else self._state.key
-    self._state, timestep = self._reset(keys)
-    return types.to_numpy(timestep)
-
-  def step(self, action: np.ndarray) -> types.TimeStep:
-    """See HostEnvironment."""
-    if self._state is None:
-      raise RuntimeError("step() was called before reset()")
-    self._state, timestep = self._step(self._state, action)
-    return types.to_numpy(timestep)
-
-  def render(self) -> np.ndarray:
-    """See HostEnvironment."""
-    if self._environment.render is None:
-      raise config.InputError(f"environment {self.spec.name} cannot be rendered")
-    if self._state is None:
-      raise RuntimeError("render() was called before reset()")
-    return self._environment.render(jax.tree.map(lambda x: x[0], self._state.state))
-
-  def close(self) -> None:
-    """Does nothing: arrays need no closing."""

@@ -1,9 +1,10 @@
 """The environment suites: one module each, found by its name, `suite:environment`.
 
 A suite module has `LIBRARY` (what it imports), `EXTRA` (the extra of `podracer-rl` that installs its
-library, or None), `NAMES` (its environments) and `make(name, **options) -> Environment`. It imports JAX
-and its library in `make` only, so that names can be listed and checked before JAX starts. Modules with
-a leading underscore are no suites but what several suites share.
+library, or None), `NAMES` (its environments) and `make(name, **options) -> Environment`, or where it has
+`IS_HOST = True` a `HostFactory`. It imports JAX and its library in `make` only (or where `NAMES` is
+asked for), so that names can be listed and checked before JAX starts. Modules with a leading underscore
+are no suites but what several suites share.
 """
 
 import importlib
@@ -48,7 +49,9 @@ def check_name(name: str) -> None:
   prefix, separator, rest = name.partition(":")
   if prefix in suites():
     module = suite(prefix)
-    if rest not in module.NAMES:
+    # A suite that can't be asked for its names where it isn't installed has none there.
+    names_known = bool(module.NAMES)
+    if rest not in module.NAMES and not _is_function_of(module, rest) and names_known:
       raise config.InputError(_unknown(name))
     if not is_installed(module):
       raise config.InputError(
@@ -58,6 +61,19 @@ def check_name(name: str) -> None:
   # A module name has a dot or can be found; else it is more likely a misspelt suite.
   if not separator or not rest or not _is_findable(prefix):
     raise config.InputError(_unknown(name))
+
+
+def is_host(name: str) -> bool:
+  """Returns True for an environment of a suite that runs on the host, outside JAX."""
+  prefix = name.partition(":")[0]
+  return prefix in suites() and getattr(suite(prefix), "IS_HOST", False)
+
+
+def _is_function_of(module: ModuleType, rest: str) -> bool:
+  """Returns True for `package.module:function` in a suite that takes one."""
+  module_name, separator, function = rest.rpartition(":")
+  takes = getattr(module, "TAKES_FUNCTIONS", False)
+  return bool(takes and separator and function and _is_findable(module_name))
 
 
 def _is_findable(module_name: str) -> bool:
@@ -85,13 +101,15 @@ def make(name: str, **options: Any) -> Any:
     **options: passed on to the suite, or to the function.
 
   Returns:
-    An `environment.Environment` whose spec carries `name`.
+    An `environment.Environment`, or of a suite that runs on the host a
+    `host_environment.HostFactory`, whose spec carries `name`.
 
   Raises:
     InputError: as `check_name`, for an option the suite doesn't know, and for a function of the user's
       that is not there or returns something else.
   """
   from podracer import environment as environment_lib
+  from podracer import host_environment
 
   check_name(name)
   prefix, _, rest = name.partition(":")
@@ -99,10 +117,10 @@ def make(name: str, **options: Any) -> Any:
     made = suite(prefix).make(rest, **options)
   else:
     made = _user_function(name, prefix, rest)(**options)
-    if not isinstance(made, environment_lib.Environment):
+    if not isinstance(made, environment_lib.Environment | host_environment.HostFactory):
       raise config.InputError(
         f"environment {name}: {rest}() returned {type(made).__name__}, not a "
-        "podracer.environment.Environment"
+        "podracer.environment.Environment or a podracer.host_environment.HostFactory"
       )
   return made._replace(spec=made.spec._replace(name=name))
 

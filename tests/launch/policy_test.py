@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import podracer
-from podracer import environment as environment_lib
+from podracer import host_environment
 from podracer import evaluation, types
 from podracer.launch import policy as policy_lib
 
@@ -25,7 +25,7 @@ def trained(request, finished, tmp_path_factory):
 
 def play(policy, environment, num_environments, seed):
   """Returns the return of the first episode of each of a batch of environments."""
-  host = environment_lib.JaxHostEnvironment(environment, num_environments, seed)
+  host = host_environment.JaxHostEnvironment(environment, num_environments, seed)
   timestep = host.reset()
   state = policy.initial_state(num_environments)
   returns = np.zeros(num_environments)
@@ -57,7 +57,7 @@ def test_a_loop_of_ones_own_finds_what_the_evaluation_finds(trained):
 def test_the_state_is_reset_at_the_first_step_by_itself(trained):
   policy = podracer.load_policy(str(trained.workdir))
   environment = podracer.make_environment("podracer.testing:probe_memory")
-  host = environment_lib.JaxHostEnvironment(environment, 4, seed=0)
+  host = host_environment.JaxHostEnvironment(environment, 4, seed=0)
   timestep = host.reset()
   fresh = policy.initial_state(4)
   used = jax.tree.map(lambda x: x + 1.0, fresh)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from podracer import environment, testing, types
+from podracer import environment, host_environment, testing, types
 
 FIRST, MID, LAST = types.FIRST, types.MID, types.LAST
 # Step types, rewards, discounts and positions of six steps of one kind of episode.
@@ -178,7 +178,7 @@ def test_random_numbers_differ_between_steps_and_environments():
 
 def test_host_environment_takes_the_course_of_the_batch():
   made = testing.chain_environment(((3, "terminate"), (1, "truncate")))
-  host = environment.JaxHostEnvironment(made, num_environments=4, seed=7)
+  host = host_environment.JaxHostEnvironment(made, num_environments=4, seed=7)
   assert host.spec == made.spec
   assert host.num_environments == 4
   expected = _walk(made, _keys(4, seed=7), 8)
@@ -190,14 +190,14 @@ def test_host_environment_takes_the_course_of_the_batch():
 
 
 def test_host_environment_begins_new_episodes_on_a_second_reset():
-  host = environment.JaxHostEnvironment(testing.probe_observation(), num_environments=64)
+  host = host_environment.JaxHostEnvironment(testing.probe_observation(), num_environments=64)
   first, second = host.reset(), host.reset()
   assert np.all(second.is_first())
   assert np.any(first.observation != second.observation)
 
 
 def test_host_environment_tells_wrong_use():
-  host = environment.JaxHostEnvironment(testing.chain_environment(), num_environments=2)
+  host = host_environment.JaxHostEnvironment(testing.chain_environment(), num_environments=2)
   with pytest.raises(RuntimeError, match=r"step\(\) was called before reset\(\)"):
     host.step(np.zeros(2, np.int32))
   with pytest.raises(ValueError, match="chain cannot be rendered"):
@@ -210,7 +210,7 @@ def test_host_environment_renders_its_first_environment():
   def render(state):
     return np.full((2, 2, 3), int(state[1]), np.uint8)
 
-  host = environment.JaxHostEnvironment(made._replace(render=render), num_environments=2)
+  host = host_environment.JaxHostEnvironment(made._replace(render=render), num_environments=2)
   with pytest.raises(RuntimeError, match="before reset"):
     host.render()
   host.reset()

@@ -1,0 +1,233 @@
+"""envpool: batches of Atari, classic control, Box2D, MuJoCo, MiniGrid and more, stepped in C++.
+
+Weng et al. (2022), *EnvPool: A Highly Parallel Reinforcement Learning Environment Execution Engine*.
+Its reset is ours: the step after the last ignores its action, and is masked. At the loss of a life
+(Atari's `episodic_life`) it makes such a step too, so the mask is "the step before was done", and not
+`elapsed_step == 0`.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from podracer import config
+
+LIBRARY = "envpool"
+EXTRA = "envpool"
+IS_HOST = True
+_OURS = ("num_envs", "batch_size", "num_threads", "seed", "env_seed", "env_type", "thread_affinity_offset")
+"""Options that belong to the machine, not to the environment."""
+_AT_LEAST_ONE = ("frame_skip", "stack_num", "img_height", "img_width", "max_episode_steps")
+"""envpool takes less than 1 of these and then does what it likes."""
+_OF_A_TASK = {"base_path", "task_name", "render_mode", "max_num_players", "gym_reset_return_info"}
+
+
+def __getattr__(name: str) -> Any:
+  if name == "NAMES":
+    return _names()
+  raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def _names() -> tuple[str, ...]:
+  """Returns envpool's environments; kept in a file, since its import takes two seconds."""
+  try:
+    version = importlib.metadata.version("envpool")
+  except importlib.metadata.PackageNotFoundError:
+    return ()
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  path = pathlib.Path(root) / "podracer" / f"envpool-{version}.json"
+  try:
+    return tuple(json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError):
+    pass
+  import envpool
+
+  names = tuple(sorted(envpool.list_all_envs()))
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(names), encoding="utf-8")
+    partial.replace(path)
+  except OSError:
+    pass  # It is only slower without.
+  return names
+
+
+def make(name: str, **options: Any) -> Any:
+  """Builds the factory of an envpool environment.
+
+  Args:
+    name: one of NAMES.
+    **options: of the environment, such as Atari's `frame_skip` or anyone's `max_episode_steps`.
+
+  Returns:
+    A `host_environment.HostFactory`.
+
+  Raises:
+    InputError: for an unknown option or a bad value, an action space that is not supported, and an
+      environment whose own libraries are missing.
+  """
+  import envpool
+
+  from podracer import host_environment, types
+  from podracer.environments import _adapt, _spaces
+
+  full_name = f"envpool:{name}"
+  try:
+    defaults = dict(envpool.make_spec(name).config._asdict())
+  except ImportError as error:
+    raise config.InputError(f"environment {full_name} cannot be loaded: {error}") from error
+  valid = {key: value for key, value in defaults.items() if key not in {*_OURS, *_OF_A_TASK}}
+  _adapt.check_options(full_name, options, valid)
+  options = _adapt.check_numbers(full_name, options, valid)
+  for key in _AT_LEAST_ONE:
+    config.check(
+      options.get(key, 1) >= 1,
+      f"environment {full_name}: option {key} must be at least 1, got {options.get(key)!r}",
+    )
+  try:
+    made = envpool.make_spec(name, **options)
+    space, action_space = made.gymnasium_observation_space, made.gymnasium_action_space
+  except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise config.InputError(f"environment {full_name}: a bad value in {options}: {reason}") from error
+  config.check(
+    defaults.get("max_num_players", 1) == 1,
+    f"environment {full_name} has several players, which is not supported",
+  )
+  spec = types.EnvironmentSpec(
+    name=full_name,
+    observation=_observation_spec(full_name, space),
+    action=_spaces.action_spec(full_name, action_space),
+  )
+
+  is_atari = "repeat_action_probability" in defaults
+  frame_skip = int({**defaults, **options}.get("frame_skip", 1))
+
+  def make_batch(seeds: Sequence[int], host: host_environment.HostOptions) -> Any:
+    arguments = dict(options)
+    if host.whole_episodes:
+      arguments |= {key: False for key in ("episodic_life",) if key in valid}
+    if host.render:
+      arguments["render_mode"] = "rgb_array"
+    if host.batch_size:
+      arguments["batch_size"] = host.batch_size
+    pool = envpool.make(
+      name,
+      env_type="gymnasium",
+      num_envs=len(seeds),
+      seed=list(seeds),
+      num_threads=host.num_threads,
+      **arguments,
+    )
+    cls = AsyncEnvPool if host.batch_size else EnvPool
+    return cls(pool, spec, len(seeds))
+
+  return host_environment.HostFactory(
+    spec=spec,
+    make=make_batch,
+    can_render=True,
+    can_be_async=True,
+    frames_per_second=max(1, 60 // frame_skip) if is_atari else 30,
+    frames_per_step=frame_skip if is_atari else 1,
+  )
+
+
+def _observation_spec(name: str, space: Any) -> Any:
+  from podracer import types
+  from podracer.environments import _spaces
+
+  spec = _spaces.observation_spec(name, space)
+  if isinstance(spec, dict) and {"image", "direction", "mission"} <= spec.keys():
+    # MiniGrid's pictures hold small numbers (objects, colours, states), not light.
+    image: types.ArraySpec = spec["image"]
+    return {**spec, "image": image._replace(maximum=10.0)}
+  return spec
+
+
+class EnvPool:
+  """A synchronous pool as a `host_environment.HostEnvironment`."""
+
+  def __init__(self, pool: Any, spec: Any, num_environments: int):
+    self.spec = spec
+    self.num_environments = num_environments
+    self._pool = pool
+    self._space = pool.spec.gymnasium_action_space
+    self._was_last = np.zeros((num_environments,), bool)
+
+  def reset(self) -> Any:
+    """See HostEnvironment."""
+    observation, _ = self._pool.reset()
+    zeros = np.zeros((self.num_environments,), np.float32)
+    # As after a LAST: FIRST, with reward 0 and discount 1.
+    everywhere = np.ones((self.num_environments,), bool)
+    self._was_last = ~everywhere
+    return self._timestep(everywhere, zeros, ~everywhere, ~everywhere, observation)
+
+  def step(self, action: np.ndarray) -> Any:
+    """See HostEnvironment."""
+    from podracer.environments import _spaces
+
+    action = _spaces.to_action(self.spec.action, self._space, action)
+    observation, reward, terminated, truncated, info = self._pool.step(action)
+    # Atari clips its rewards where asked to; the true ones are beside them.
+    reward = info.get("reward", reward)
+    timestep = self._timestep(self._was_last, reward, terminated, truncated, observation)
+    self._was_last = terminated | truncated
+    return timestep
+
+  def render(self) -> np.ndarray:
+    """See HostEnvironment."""
+    return np.asarray(self._pool.render(0))[0]
+
+  def close(self) -> None:
+    """See HostEnvironment."""
+    self._pool.close()
+
+  def _timestep(
+    self,
+    was_last: np.ndarray,
+    reward: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    observation: Any,
+  ) -> Any:
+    from podracer import host_environment
+    from podracer.environments import _spaces
+
+    observation = _spaces.to_observation(self.spec.observation, observation)
+    return host_environment.make_timestep(was_last, reward, terminated, truncated, observation)
+
+
+class AsyncEnvPool(EnvPool):
+  """A pool as a `host_environment.AsyncHostEnvironment`."""
+
+  def __init__(self, pool: Any, spec: Any, num_environments: int):
+    super().__init__(pool, spec, num_environments)
+    self.batch_size = pool.config["batch_size"]
+
+  def start(self) -> None:
+    """See AsyncHostEnvironment."""
+    # The first time steps are FIRST: as if the ones before had been LAST.
+    self._was_last[:] = True
+    self._pool.async_reset()
+
+  def receive(self) -> tuple[Any, np.ndarray]:
+    """See AsyncHostEnvironment."""
+    observation, reward, terminated, truncated, info = self._pool.recv()
+    index = np.asarray(info["env_id"])
+    reward = info.get("reward", reward)
+    timestep = self._timestep(self._was_last[index], reward, terminated, truncated, observation)
+    self._was_last[index] = terminated | truncated
+    return timestep, index
+
+  def send(self, action: np.ndarray, index: np.ndarray) -> None:
+    """See AsyncHostEnvironment."""
+    from podracer.environments import _spaces
+
+    self._pool.send(_spaces.to_action(self.spec.action, self._space, action), index)

@@ -1,0 +1,286 @@
+"""Host environments: batches of environments outside JAX, in NumPy, by the same conventions.
+
+A suite supplies a `HostFactory`, from which every actor thread, evaluation and recording makes batches
+of its own. Every JAX-native environment can be used as one (`from_jax`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from podracer import config, environment, types
+
+
+class HostEnvironment(Protocol):
+  """A batch of environments that is stepped from one thread; B is `num_environments`.
+
+  The arrays it returns are the caller's: they are never written to again. It need not check actions;
+  whoever acts calls `check_action` first.
+  """
+
+  spec: types.EnvironmentSpec
+  num_environments: int
+
+  def reset(self) -> types.TimeStep:
+    """Starts an episode in each environment; returns FIRST time steps `[B, ...]`."""
+    ...
+
+  def step(self, action: np.ndarray) -> types.TimeStep:
+    """Takes one step, or resets where the previous time step was LAST; returns `[B, ...]`."""
+    ...
+
+  def render(self) -> np.ndarray:
+    """Returns the picture of environment 0, `[H, W, 3]` uint8."""
+    ...
+
+  def close(self) -> None:
+    """Frees what the environments hold."""
+    ...
+
+
+class AsyncHostEnvironment(Protocol):
+  """A batch of B environments of which the M that are ready first are served at a time."""
+
+  spec: types.EnvironmentSpec
+  num_environments: int
+  batch_size: int
+
+  def start(self) -> None:
+    """Starts an episode in each environment; all are then to be received."""
+    ...
+
+  def receive(self) -> tuple[types.TimeStep, np.ndarray]:
+    """Waits for M environments; returns their time steps `[M, ...]` and indices `[M]`."""
+    ...
+
+  def send(self, action: np.ndarray, index: np.ndarray) -> None:
+    """Lets the environments `index`, `[M]`, take a step each."""
+    ...
+
+  def close(self) -> None:
+    """Frees what the environments hold."""
+    ...
+
+
+class HostOptions(NamedTuple):
+  """How a batch is to be made.
+
+  Attributes:
+    num_threads: threads or processes that step it; 0 leaves the number to the suite.
+    batch_size: 0 makes a HostEnvironment; M > 0 an AsyncHostEnvironment, where the factory can.
+    timeout_seconds: after which an environment that does not answer is named in an error, where the
+      suite can tell.
+    render: True where pictures will be asked for.
+    whole_episodes: True ends episodes only where the task itself does (not at the loss of a life), as
+      evaluation wants it.
+  """
+
+  num_threads: int = 0
+  batch_size: int = 0
+  timeout_seconds: float = 300.0
+  render: bool = False
+  whole_episodes: bool = False
+
+
+class HostFactory(NamedTuple):
+  """Makes batches of one environment.
+
+  Attributes:
+    spec: what an agent must know.
+    make: (seeds `[B]`, HostOptions) -> HostEnvironment or AsyncHostEnvironment. An environment's course
+      depends on its own seed and actions only.
+    can_render: True where `render` works.
+    can_be_async: True where `HostOptions.batch_size` may be above 0.
+    frames_per_second: of a rendered video.
+    frames_per_step: frames of the game that one environment step takes (Atari's frame skip).
+  """
+
+  spec: types.EnvironmentSpec
+  make: Callable[[Sequence[int], HostOptions], Any]
+  can_render: bool = False
+  can_be_async: bool = False
+  frames_per_second: int = 30
+  frames_per_step: int = 1
+
+
+def make_seeds(seed: int, num_environments: int, stream: int = 0) -> list[int]:
+  """Returns seeds of environments, below 2^31, that differ between streams of one run."""
+  words = np.random.SeedSequence([seed, stream]).generate_state(num_environments, np.uint32)
+  return [int(word) & 0x7FFFFFFF for word in words]
+
+
+def check_action(spec: types.EnvironmentSpec, action: np.ndarray, batch_size: int) -> None:
+  """Checks actions before an environment sees them: some abort the process on a wrong one.
+
+  Args:
+    spec: of the environment.
+    action: `[B]` or `[B, k]`.
+    batch_size: B.
+
+  Raises:
+    ValueError: for a wrong shape or type, an action out of range, and one that is not finite.
+  """
+  if isinstance(spec.action, types.DiscreteActions):
+    shape: tuple[int, ...] = (batch_size,)
+    is_right = np.issubdtype(action.dtype, np.integer)
+    kind = "integers"
+  else:
+    shape = (batch_size, spec.action.size)
+    is_right = np.issubdtype(action.dtype, np.floating)
+    kind = "floats"
+  if action.shape != shape or not is_right:
+    raise ValueError(
+      f"environment {spec.name} takes actions {list(shape)} of {kind}, got {list(action.shape)} of "
+      f"{action.dtype}"
+    )
+  if isinstance(spec.action, types.DiscreteActions):
+    if action.min() < 0 or action.max() >= spec.action.num_actions:
+      raise ValueError(
+        f"environment {spec.name} has actions 0 .. {spec.action.num_actions - 1}, got "
+        f"{action.min()} .. {action.max()}"
+      )
+  elif not np.isfinite(action).all():
+    raise ValueError(f"an action for environment {spec.name} is not finite")
+
+
+def check_timestep(spec: types.EnvironmentSpec, timestep: types.TimeStep, batch_size: int) -> None:
+  """Checks what an environment returned: shapes and types, and that every number is finite.
+
+  Args:
+    spec: of the environment.
+    timestep: `[B, ...]`, NumPy.
+    batch_size: B.
+
+  Raises:
+    ValueError: naming the environment, what is wrong, and where in the batch.
+  """
+  named = [("reward", types.ArraySpec((), np.float32), timestep.reward)]
+  specs = jax.tree.leaves(spec.observation, is_leaf=types.is_array_spec)
+  leaves = jax.tree.leaves(timestep.observation)
+  if len(specs) != len(leaves):
+    raise ValueError(
+      f"environment {spec.name} returned an observation of {len(leaves)} arrays, not {len(specs)}"
+    )
+  named += [("observation", s, x) for s, x in zip(specs, leaves, strict=True)]
+  for name, leaf_spec, leaf in named:
+    shape = (batch_size, *leaf_spec.shape)
+    if leaf.shape != shape or leaf.dtype != leaf_spec.dtype:
+      raise ValueError(
+        f"environment {spec.name} returned a {name} {list(leaf.shape)} of {leaf.dtype}, its spec says "
+        f"{list(shape)} of {np.dtype(leaf_spec.dtype)}"
+      )
+    # One sum instead of a mask: it is finite only if all are, but for an overflow, which is looked at.
+    if leaf.dtype.kind == "f" and not np.isfinite(leaf.sum()) and not np.isfinite(leaf).all():
+      bad = np.flatnonzero(~np.isfinite(leaf.reshape(batch_size, -1)).all(axis=1))
+      raise ValueError(
+        f"environment {spec.name} returned a {name} that is not finite, in environment "
+        f"{', '.join(map(str, bad[:8]))} of its batch of {batch_size}"
+      )
+
+
+def make_timestep(
+  was_last: np.ndarray,
+  reward: np.ndarray,
+  terminated: np.ndarray,
+  truncated: np.ndarray,
+  observation: types.Observation,
+) -> types.TimeStep:
+  """Returns the time steps of environments that themselves reset on the step after the last.
+
+  Args:
+    was_last: `[B]`, True where the time step before was LAST, so that this one is a reset.
+    reward: `[B]`.
+    terminated: `[B]`, the episode ended.
+    truncated: `[B]`, it was cut.
+    observation: `[B, ...]`.
+  """
+  is_last = terminated | truncated
+  step_type = np.where(was_last, types.FIRST, np.where(is_last, types.LAST, types.MID))
+  zero, one = np.float32(0.0), np.float32(1.0)
+  return types.TimeStep(
+    step_type=step_type.astype(np.int8),  # type: ignore[arg-type]
+    reward=np.where(was_last, zero, reward).astype(np.float32, copy=False),  # type: ignore[arg-type]
+    discount=np.where(terminated & ~was_last, zero, one),  # type: ignore[arg-type]
+    observation=observation,
+  )
+
+
+class JaxHostEnvironment:
+  """A JAX-native environment driven as a host environment, by a user's own loop or by Sebulba."""
+
+  def __init__(
+    self,
+    made: environment.Environment,
+    num_environments: int,
+    seed: int = 0,
+    keys: types.Key | None = None,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      made: the environment.
+      num_environments: B.
+      seed: of the environments' keys.
+      keys: `[B]`, the environments' keys in place of those that `seed` gives.
+    """
+    self.spec = made.spec
+    self.num_environments = num_environments
+    self._environment = made
+    self._keys = jax.random.split(jax.random.key(seed), num_environments) if keys is None else keys
+    self._reset = jax.jit(lambda keys: environment.reset(made, keys))
+    self._step = jax.jit(lambda state, action: environment.step(made, state, action))
+    self._state: environment.BatchState | None = None
+
+  def reset(self) -> types.TimeStep:
+    """See HostEnvironment; a second reset goes on with the environments' key streams."""
+    keys = self._keys if self._state is None else self._state.key
+    self._state, timestep = self._reset(keys)
+    return types.to_numpy(timestep)
+
+  def step(self, action: np.ndarray) -> types.TimeStep:
+    """See HostEnvironment."""
+    if self._state is None:
+      raise RuntimeError("step() was called before reset()")
+    self._state, timestep = self._step(self._state, action)
+    return types.to_numpy(timestep)
+
+  def render(self) -> np.ndarray:
+    """See HostEnvironment."""
+    if self._environment.render is None:
+      raise config.InputError(f"environment {self.spec.name} cannot be rendered")
+    if self._state is None:
+      raise RuntimeError("render() was called before reset()")
+    return self._environment.render(jax.tree.map(lambda x: x[0], self._state.state))
+
+  def close(self) -> None:
+    """Does nothing: arrays need no closing."""
+
+
+def from_jax(made: environment.Environment) -> HostFactory:
+  """Returns the factory of a JAX-native environment's batches."""
+  programs: list[JaxHostEnvironment] = []
+
+  def make(seeds: Sequence[int], options: HostOptions) -> JaxHostEnvironment:
+    del options
+    keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+    host = JaxHostEnvironment(made, len(seeds), keys=keys)
+    # All batches share two compiled programs.
+    if programs:
+      host._reset, host._step = programs[0]._reset, programs[0]._step
+    programs.append(host)
+    del programs[1:]
+    return host
+
+  return HostFactory(
+    spec=made.spec,
+    make=make,
+    can_render=made.render is not None,
+    frames_per_second=made.frames_per_second,
+  )
+
+
+def as_factory(made: Any) -> HostFactory:
+  """Returns the factory of either kind of environment."""
+  return made if isinstance(made, HostFactory) else from_jax(made)
