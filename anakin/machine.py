@@ -31,7 +31,7 @@ class AnakinState(NamedTuple):
   Attributes:
     learner: the same on every device.
     actor: environments, sharded over the devices.
-    key: `[num_devices]`, one key a device.
+    key: `[num_devices]`, one key a device, constant: an update draws its own by its number.
   """
 
   learner: learner.LearnerState
@@ -171,7 +171,7 @@ class Anakin:
 
   def _update(self, state: AnakinState) -> tuple[AnakinState, types.Array, types.Metrics]:
     """One unroll and one update of one device."""
-    key, act_key, learn_key = jax.random.split(state.key[0], 3)
+    act_key, learn_key = learner.update_keys(state.key[0], state.learner.num_updates)
     actor, trajectory = rollout.unroll(
       self.agent,
       self._environment,
@@ -181,7 +181,7 @@ class Anakin:
       self.config.unroll_length,
     )
     learner_state, metrics = self._learner.update(state.learner, learn_key, trajectory)
-    state = AnakinState(learner=learner_state, actor=actor, key=key[None])
+    state = AnakinState(learner=learner_state, actor=actor, key=state.key)
     return state, rollout.count_valid(trajectory), metrics
 
   def _updates(
@@ -300,10 +300,7 @@ def run(
     )
     num_refused = int(np.max(jax.device_get(state.learner.num_refused)))
     if num_refused >= machine.max_refused_updates:
-      raise report.TrainingError(
-        f"{num_refused} updates in a row were refused: not finite: "
-        f"{learner.refusal_reason(metrics)}; the parameters are those of the last good update"
-      )
+      raise report.TrainingError(learner.refusal_message(num_refused, metrics))
 
 
 class _Counts:

@@ -17,14 +17,9 @@ def cache_directory() -> pathlib.Path:
   return pathlib.Path(root) / "podracer" / "xla"
 
 
-def num_cores() -> int:
-  """Returns the number of cores this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_virtual_devices(num_environments: int) -> int:
   """Returns one virtual CPU device a core, or the next smaller number that divides the environments."""
-  most = min(num_cores(), MAX_VIRTUAL_DEVICES)
+  most = min(config.num_cores(), MAX_VIRTUAL_DEVICES)
   return max(n for n in range(1, most + 1) if num_environments % n == 0)
 
 

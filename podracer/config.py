@@ -6,6 +6,7 @@ A command line must answer a wrong value before JAX starts, so nothing here impo
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from typing import Literal
 
@@ -42,6 +43,11 @@ def check_fraction(**values: float) -> None:
   """Raises InputError naming the first of `values` outside [0, 1]."""
   for name, value in values.items():
     check(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
+
+
+def num_cores() -> int:
+  """Returns the number of cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def nearest(name: str, valid: Iterable[str], most: int = 5) -> list[str]:

@@ -155,6 +155,17 @@ def make_learner(
   return Learner(init=init, update=update)
 
 
+def update_keys(key: types.Key, index: types.Array | int) -> tuple[types.Key, types.Key]:
+  """Returns the keys with which the unroll of an update is acted and with which it is learnt from.
+
+  Args:
+    key: of one device (or actor), constant over the run.
+    index: of the update (or unroll), counted from the beginning of the run.
+  """
+  act_key, learn_key = jax.random.split(jax.random.fold_in(key, index))
+  return act_key, learn_key
+
+
 def _mean_over_devices(tree: Any, axis_name: str) -> Any:
   """Returns the mean of every leaf over the mesh axis: the one collective.
 
@@ -251,4 +262,12 @@ def refusal_reason(metrics: dict[str, Any]) -> str:
     f"{name.removeprefix(NON_FINITE)} ({int(np.sum(value))} times)"
     for name, value in metrics.items()
     if name.startswith(NON_FINITE)
+  )
+
+
+def refusal_message(num_refused: int, metrics: dict[str, Any]) -> str:
+  """Returns the line with which a run ends after too many refused updates in a row."""
+  return (
+    f"{num_refused} updates in a row were refused: not finite: {refusal_reason(metrics)}; the "
+    "parameters are those of the last good update"
   )

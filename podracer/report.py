@@ -15,6 +15,7 @@ class Report(NamedTuple):
       are donated to the next step of the loop: take what you need before you go on.
     items: the whole state of the machine as the items of a checkpoint.
     counters: exact counts that belong to it, plain JSON values.
+    summary: what else the machine has to say to a person, in a line: where its time goes.
   """
 
   env_steps: int
@@ -23,6 +24,7 @@ class Report(NamedTuple):
   params: Any
   items: dict[str, Any]
   counters: dict[str, Any]
+  summary: str = ""
 
 
 class RunError(RuntimeError):

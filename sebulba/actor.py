@@ -1,0 +1,272 @@
+"""One actor thread: a batch of environments, acted in on one device, unroll after unroll.
+
+Hessel et al. (2021), section 3.2. Two or more threads share an actor device: while one steps its
+environments, another has the device.
+"""
+
+import collections
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from podracer import episodes, host_environment, types
+
+from . import channel as channel_lib
+from . import clock as clock_lib
+from . import inference, parameters
+from . import stop as stop_lib
+
+
+class Unroll(NamedTuple):
+  """What an actor thread hands to the learner.
+
+  Attributes:
+    shards: one trajectory `[T+1, B / L, ...]` a learner device, on it.
+    version: updates that made the oldest parameters it was acted with.
+    num_steps: environment steps in it, resets not counted.
+    episodes: those that ended in it.
+    release: the learner calls it when it has learnt, and then no longer uses the shards.
+  """
+
+  shards: tuple[types.Trajectory, ...]
+  version: int
+  num_steps: int
+  episodes: episodes.EpisodeTotals
+  release: Callable[[], None]
+
+
+class Collector(Protocol):
+  """Makes unrolls: the difference between synchronous and asynchronous environments."""
+
+  def start(self) -> None:
+    """Makes and starts the environments."""
+    ...
+
+  def unroll(self, key: types.Key, first: parameters.Version) -> "Filled":
+    """Acts until a trajectory of B environments and T steps is full."""
+    ...
+
+  def close(self) -> None:
+    """Frees the environments."""
+    ...
+
+
+class Filled(NamedTuple):
+  """A full trajectory, still on the actor's device; the fields are as in `Unroll`."""
+
+  trajectory: types.Trajectory
+  version: int
+  num_steps: int
+  episodes: episodes.EpisodeTotals
+  release: Callable[[], None]
+
+
+class SyncCollector:
+  """T steps of: upload, act, download, step all environments."""
+
+  def __init__(
+    self,
+    programs: inference.Programs,
+    device: jax.Device,
+    make_environment: Callable[[], host_environment.HostEnvironment],
+    length: int,
+    clock: clock_lib.StageClock,
+    stop: stop_lib.Stop,
+    refresh: Callable[[], parameters.Version] | None = None,
+  ):
+    """Starts nothing.
+
+    Args:
+      programs: of the device.
+      device: that acts.
+      make_environment: makes the environments.
+      length: T.
+      clock: of the thread.
+      stop: asked at each step.
+      refresh: gives new parameters at each step, or None.
+    """
+    self._programs = programs
+    self._device = device
+    self._make_environment = make_environment
+    self._length = length
+    self._clock = clock
+    self._stop = stop
+    self._refresh = refresh
+    self._free: collections.deque[inference.Storage] = collections.deque()
+    self._times = [np.int32(t) for t in range(length)]
+    self._environment: Any = None
+
+  def start(self) -> None:
+    """See Collector."""
+    self._clock.enter(clock_lib.ENVIRONMENT)
+    self._environment = self._make_environment()
+    timestep = self._environment.reset()
+    self._check(timestep)
+    self._was_last = np.zeros((self._environment.num_environments,), bool)
+    self._upload: inference.Upload = inference.pack(timestep)
+    self._state = jax.device_put(self._programs.new_state(), self._device)
+    self._initial_state = jax.device_put(self._programs.new_state().agent, self._device)
+
+  def unroll(self, key: types.Key, first: parameters.Version) -> Filled:
+    """See Collector."""
+    # Put where it is: a program compiles once for arrays that belong to a device.
+    storage = (
+      self._free.popleft()
+      if self._free
+      else jax.device_put(self._programs.new_storage(), self._device)
+    )
+    version, oldest, num_resets = first, first.number, 0
+    for t in self._times:
+      self._stop.check()
+      if self._refresh is not None:
+        self._clock.enter(clock_lib.PARAMETERS)
+        version = self._refresh()
+      self._clock.enter(clock_lib.INFERENCE)
+      action, storage, self._state = self._programs.act(
+        version.params, key, storage, self._state, t, self._upload
+      )
+      action = np.asarray(action)
+      self._clock.enter(clock_lib.ENVIRONMENT)
+      timestep = self._step(action)
+      num_resets += int(np.count_nonzero(self._was_last))
+      self._was_last = timestep.step_type == types.LAST
+      self._upload = inference.pack(timestep)
+    self._clock.enter(clock_lib.TRANSFER)
+    # The last time step is the first of the next unroll: it is put on the device once, for both.
+    self._upload = jax.device_put(self._upload)
+    storage, self._state, totals, next_state = self._programs.finish(
+      storage, self._state, self._upload
+    )
+    initial_state, self._initial_state = self._initial_state, next_state
+    return Filled(
+      trajectory=types.Trajectory(storage.timesteps, storage.actor_outputs, initial_state),
+      version=oldest,
+      num_steps=len(self._was_last) * self._length - num_resets,
+      episodes=totals,
+      release=lambda: self._free.append(storage),
+    )
+
+  def close(self) -> None:
+    """See Collector."""
+    if self._environment is not None:
+      self._environment.close()
+
+  def _step(self, action: np.ndarray) -> types.TimeStep:
+    spec, size = self._environment.spec, self._environment.num_environments
+    host_environment.check_action(spec, action, size)
+    timestep: types.TimeStep = self._environment.step(action)
+    self._check(timestep)
+    return timestep
+
+  def _check(self, timestep: types.TimeStep) -> None:
+    environment = self._environment
+    host_environment.check_timestep(environment.spec, timestep, environment.num_environments)
+
+
+class Actor:
+  """An actor thread."""
+
+  def __init__(
+    self,
+    index: int,
+    collector: Collector,
+    device: jax.Device,
+    learners: Sequence[jax.Device],
+    programs: inference.Programs,
+    *,
+    key: types.Key,
+    first_unroll: int,
+    take_parameters: Callable[[int], parameters.Version],
+    channel: channel_lib.Channel[Unroll],
+    clock: clock_lib.StageClock,
+    stop: stop_lib.Stop,
+  ):
+    """Starts nothing.
+
+    Args:
+      index: of the thread, its producer's number in the channel.
+      collector: makes the unrolls.
+      device: that acts.
+      learners: devices that learn.
+      programs: of the device.
+      key: of everything random in acting; an unroll's own is drawn from it and the unroll's number.
+      first_unroll: number of the first unroll.
+      take_parameters: unroll's number -> the parameters to act with; waits for them.
+      channel: where unrolls go.
+      clock: of this thread.
+      stop: the end of the run.
+    """
+    self.clock = clock
+    self._index = index
+    self._collector = collector
+    self._device = device
+    self._learners = tuple(learners)
+    self._programs = programs
+    self._key = key
+    self._unroll = first_unroll
+    self._take_parameters = take_parameters
+    self._channel = channel
+    self._stop = stop
+    self._thread = threading.Thread(target=self.run, name=clock.owner, daemon=True)
+
+  def start(self) -> None:
+    """Starts the thread."""
+    self._thread.start()
+
+  def join(self, timeout_seconds: float) -> bool:
+    """Waits for the thread to end; returns False if it hasn't."""
+    self._thread.join(timeout_seconds)
+    return not self._thread.is_alive()
+
+  def run(self) -> None:
+    """The thread: unrolls until the run ends. What it raises ends the run."""
+    try:
+      with jax.default_device(self._device):
+        self._collector.start()
+        while True:
+          self.step()
+    except stop_lib.Stopped:
+      pass
+    except BaseException as error:
+      self._stop.fail(error)
+    finally:
+      self.clock.enter(clock_lib.IDLE)
+      try:
+        self._collector.close()
+      except Exception as error:
+        self._stop.fail(error)
+
+  def step(self) -> None:
+    """Makes one unroll and hands it over."""
+    self.clock.enter(clock_lib.PARAMETERS)
+    version = self._take_parameters(self._unroll)
+    filled = self._collector.unroll(self._programs.unroll_key(self._key, np.int32(self._unroll)), version)
+    self.clock.enter(clock_lib.TRANSFER)
+    unroll = self._place(filled)
+    self.clock.enter(clock_lib.QUEUE)
+    self._channel.put(self._index, unroll)
+    self._unroll += 1
+
+  def _place(self, filled: Filled) -> Unroll:
+    """Puts the shares of a trajectory on the learner devices."""
+    shards: tuple[types.Trajectory, ...] = (filled.trajectory,)
+    release = filled.release
+    if self._learners != (self._device,):
+      if len(self._learners) > 1:
+        shards = self._programs.split(filled.trajectory)
+      # A copy even where a share stays: the original is to be written again.
+      shards = tuple(
+        jax.device_put(shard, learner, may_alias=False)
+        for shard, learner in zip(shards, self._learners, strict=True)
+      )
+      jax.block_until_ready(shards)
+      release()
+      release = _nothing
+    return Unroll(shards, filled.version, filled.num_steps, filled.episodes, release)
+
+
+def _nothing() -> None:
+  pass

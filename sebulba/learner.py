@@ -1,0 +1,175 @@
+"""The learner of one host: a batch of unrolls, one sharded update, new parameters."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from podracer import agent as agent_lib
+from podracer import config as config_lib
+from podracer import learner, types
+
+AXIS = "learners"
+P = jax.sharding.PartitionSpec
+
+
+class SebulbaState(NamedTuple):
+  """What a run has to remember; the environments begin anew when it is resumed.
+
+  Attributes:
+    learner: the same on every learner device.
+    key: of the run, constant: actors and updates draw their own from it.
+  """
+
+  learner: learner.LearnerState
+  key: types.Key
+
+
+class ShardedLearner:
+  """The core's update over the learner devices."""
+
+  def __init__(
+    self,
+    agent: agent_lib.Agent,
+    config: config_lib.LearnerConfig,
+    devices: Sequence[jax.Device],
+    num_updates: int,
+    unrolls_per_update: int,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      agent: the agent.
+      config: of the learner.
+      devices: that learn.
+      num_updates: of the whole run, for a schedule.
+      unrolls_per_update: in a batch.
+    """
+    self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    self.replicated = jax.sharding.NamedSharding(self.mesh, P())
+    self._learner = learner.make_learner(agent, config, num_updates, axis_name=AXIS)
+    trajectory: Any = types.Trajectory(P(None, AXIS), P(None, AXIS), P(AXIS))
+    self._shardings = jax.tree.map(
+      lambda spec: jax.sharding.NamedSharding(self.mesh, spec),
+      trajectory,
+      is_leaf=lambda x: isinstance(x, P),
+    )
+    self._update = jax.jit(
+      jax.shard_map(
+        self._body,
+        mesh=self.mesh,
+        in_specs=(P(), P(), P(), P(), [trajectory] * unrolls_per_update),
+        out_specs=(P(), P(), P()),
+        # See `learner`: the gradient of replicated parameters must stay local.
+        check_vma=False,
+      ),
+      # Not the parameters: actors may still act with them.
+      donate_argnums=(1, 2),
+    )
+    self._compiled: Any = None
+    self._metrics: Any = None
+
+  def init(self, seed: int) -> SebulbaState:
+    """Returns the state at the beginning of a run, on every learner device."""
+    return jax.jit(self._init, out_shardings=self.replicated)(np.uint32(seed))
+
+  def abstract_state(self) -> SebulbaState:
+    """Returns shapes, dtypes and shardings of the state, for a checkpoint to be restored onto."""
+    shapes = jax.eval_shape(self._init, jnp.zeros((), jnp.uint32))
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes
+    )
+
+  def actor_keys(self, state: SebulbaState, num_actors: int) -> types.Key:
+    """Returns the keys of the actors, `[num_actors]`."""
+    return jax.random.split(jax.device_put(state.key, self.mesh.devices[0]), num_actors)
+
+  def batch(self, unrolls: Sequence[Sequence[types.Trajectory]]) -> list[types.Trajectory]:
+    """Returns unrolls, each given by one shard a learner device, as arrays over all of them."""
+    if self.mesh.size == 1:
+      return [shards[0] for shards in unrolls]
+    return [jax.tree.map(self._join, self._expanded(shards[0]), *shards) for shards in unrolls]
+
+  def update(
+    self, state: SebulbaState, sums: types.Metrics | None, trajectories: list[types.Trajectory]
+  ) -> tuple[SebulbaState, types.Metrics]:
+    """Learns from a batch.
+
+    Args:
+      state: all of it but the parameters is donated.
+      sums: of the metrics so far, donated; None begins anew.
+      trajectories: `[T+1, B, ...]` each, from `batch`; learnt from side by side, as one batch.
+
+    Returns:
+      The new state, and the sums of the metrics with those of this update added.
+    """
+    self.compile(state, trajectories)
+    params, rest = state.learner.params, state.learner._replace(params=None)
+    if sums is None:
+      sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._metrics)
+      sums = jax.device_put(sums, self.replicated)
+    params, rest, sums = self._compiled(params, rest, sums, state.key, trajectories)
+    return SebulbaState(rest._replace(params=params), state.key), sums
+
+  def compile(self, state: SebulbaState, trajectories: list[types.Trajectory]) -> None:
+    """Compiles the update ahead of the first call; does nothing the second time."""
+    if self._compiled is not None:
+      return
+    params, rest = state.learner.params, state.learner._replace(params=None)
+    self._metrics = jax.eval_shape(self._update, params, rest, None, state.key, trajectories)[2]
+    sums = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), self._metrics
+    )
+    self._compiled = self._update.lower(params, rest, sums, state.key, trajectories).compile()
+
+  def _init(self, seed: types.Array) -> SebulbaState:
+    # The middle key is that of Anakin's environments; here they have seeds.
+    learner_key, _, key = jax.random.split(jax.random.key(seed), 3)
+    return SebulbaState(learner=self._learner.init(learner_key), key=key)
+
+  def _body(
+    self,
+    params: types.Params,
+    rest: learner.LearnerState,
+    sums: types.Metrics | None,
+    key: types.Key,
+    trajectories: list[types.Trajectory],
+  ) -> tuple[types.Params, learner.LearnerState, types.Metrics]:
+    """One update of one device."""
+    device_key = jax.random.split(key, self.mesh.size)[jax.lax.axis_index(AXIS)]
+    _, learn_key = learner.update_keys(device_key, rest.num_updates)
+    state, metrics = self._learner.update(
+      rest._replace(params=params), learn_key, _side_by_side(trajectories)
+    )
+    if sums is not None:
+      metrics = jax.tree.map(jnp.add, sums, metrics)
+    return state.params, state._replace(params=None), metrics
+
+  def _expanded(self, like: types.Trajectory) -> types.Trajectory:
+    """Returns the shardings with the structure of a trajectory."""
+    parts = zip(self._shardings, like, strict=True)
+    return types.Trajectory(*(jax.tree.map(lambda _, s=s: s, part) for s, part in parts))
+
+  def _join(self, sharding: jax.sharding.NamedSharding, *shards: jax.Array) -> jax.Array:
+    axis = len(sharding.spec) - 1
+    shape = list(shards[0].shape)
+    shape[axis] *= len(shards)
+    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, list(shards))
+
+
+def _side_by_side(trajectories: list[types.Trajectory]) -> types.Trajectory:
+  """Returns trajectories of B environments each as one of all their environments."""
+  if len(trajectories) == 1:
+    return trajectories[0]
+
+  def join(axis: int) -> Any:
+    return lambda *xs: jnp.concatenate(xs, axis=axis)
+
+  timesteps, outputs, states = zip(*trajectories, strict=True)
+  return types.Trajectory(
+    timesteps=jax.tree.map(join(1), *timesteps),
+    actor_outputs=jax.tree.map(join(1), *outputs),
+    initial_state=jax.tree.map(join(0), *states),
+  )

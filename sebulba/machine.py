@@ -1,0 +1,443 @@
+"""The Sebulba machine: actor threads feed a learner on one host, and the loop that drives them.
+
+Hessel et al. (2021), section 3.2. The learner runs in the thread of whoever asks for reports; every
+actor has a thread of its own.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from podracer import agent as agent_lib
+from podracer import config as config_lib
+from podracer import host_environment, learner, report
+
+from . import actor, async_collector, channel, clock, config, inference, parameters, stages, watchdog
+from . import learner as learner_lib
+from . import stop as stop_lib
+from . import topology as topology_lib
+
+JOIN_SECONDS = 5.0
+
+
+class Sebulba:
+  """Runs one agent in one host environment."""
+
+  def __init__(
+    self,
+    agent: agent_lib.Agent,
+    environment: Any,
+    learner_config: config_lib.LearnerConfig,
+    machine_config: config.SebulbaConfig,
+    *,
+    num_env_steps: int,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      agent: the agent.
+      environment: a `HostFactory`, or a JAX-native `Environment` to be driven as one.
+      learner_config: of the learner.
+      machine_config: of the machine.
+      num_env_steps: of the whole run, over which a learning-rate schedule runs.
+      devices: of this host; all by default.
+
+    Raises:
+      config.InputError: if devices, threads, environments and minibatches can't be shared out.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    self.config = machine_config
+    self.factory = host_environment.as_factory(environment)
+    config_lib.check(
+      machine_config.environment_mode == "sync" or self.factory.can_be_async,
+      f"environment {self.factory.spec.name} cannot be run with environment_mode=async",
+    )
+    self.topology = topology_lib.make_topology(
+      machine_config, devices, learner_config.num_minibatches
+    )
+    batch = self.topology.environments_per_actor * self.topology.unrolls_per_update
+    self.steps_per_update = batch * machine_config.unroll_length
+    self.max_refused_updates = learner_config.max_refused_updates
+    self.learner = learner_lib.ShardedLearner(
+      agent,
+      learner_config,
+      self.topology.learners,
+      -(-num_env_steps // self.steps_per_update),
+      self.topology.unrolls_per_update,
+    )
+    self.programs = inference.make_programs(
+      agent,
+      self.factory.spec,
+      self.topology.environments_per_actor,
+      machine_config.unroll_length,
+      len(self.topology.learners),
+    )
+    self.async_programs = None
+    if machine_config.environment_mode == "async":
+      self.async_programs = async_collector.make_programs(
+        agent,
+        self.factory.spec,
+        self.topology.environments_per_actor,
+        machine_config.unroll_length,
+      )
+
+  def init(self, seed: int) -> learner_lib.SebulbaState:
+    """Returns the state at the beginning of a run."""
+    return self.learner.init(seed)
+
+  def abstract_state(self) -> learner_lib.SebulbaState:
+    """Returns shapes, dtypes and shardings of the state, for a checkpoint to be restored onto."""
+    return self.learner.abstract_state()
+
+  def to_checkpoint(self, state: learner_lib.SebulbaState) -> dict[str, Any]:
+    """Returns a state as the items of a checkpoint; `params` by themselves, for whoever only acts."""
+    return {
+      "params": state.learner.params,
+      "state": state._replace(learner=state.learner._replace(params=None)),
+    }
+
+  def from_checkpoint(self, items: dict[str, Any]) -> learner_lib.SebulbaState:
+    """Returns the state of which `to_checkpoint` made the items."""
+    state: learner_lib.SebulbaState = items["state"]
+    return state._replace(learner=state.learner._replace(params=items["params"]))
+
+
+def train(
+  agent: agent_lib.Agent,
+  environment: Any,
+  learner_config: config_lib.LearnerConfig,
+  machine_config: config.SebulbaConfig,
+  *,
+  num_env_steps: int,
+  seed: int = 0,
+  devices: Sequence[jax.Device] | None = None,
+) -> Iterator[report.Report]:
+  """Trains an agent, yielding a report every `updates_per_report` updates and at the end.
+
+  The run ends with the first update at which `num_env_steps` environment steps have been learnt from.
+
+  Args:
+    agent: the agent.
+    environment: a `HostFactory`, or a JAX-native `Environment` to be driven as one.
+    learner_config: of the learner.
+    machine_config: of the machine.
+    num_env_steps: environment steps of the run.
+    seed: of everything random.
+    devices: of this host; all by default.
+
+  Yields:
+    Reports; what of their arrays is not the parameters is donated when the next one is asked for.
+
+  Raises:
+    config.InputError: for a configuration that can't work.
+    report.TrainingError: if updates in a row were not finite, or a thread is stuck.
+    Exception: whatever an actor thread raised.
+  """
+  machine = Sebulba(
+    agent,
+    environment,
+    learner_config,
+    machine_config,
+    num_env_steps=num_env_steps,
+    devices=devices,
+  )
+  yield from run(machine, machine.init(seed), num_env_steps=num_env_steps, seed=seed)
+
+
+def run(
+  machine: Sebulba,
+  state: learner_lib.SebulbaState,
+  *,
+  num_env_steps: int,
+  seed: int = 0,
+  counters: dict[str, Any] | None = None,
+  pause_every: int = 0,
+  should_report: Callable[[], bool] = lambda: False,
+) -> Iterator[report.Report]:
+  """Runs a machine from a state: `train` with the state in the caller's hands.
+
+  Args:
+    machine: the machine.
+    state: from `machine.init` or a checkpoint; donated, but for the parameters.
+    num_env_steps: where the run ends, counted from its very beginning.
+    seed: of the environments.
+    counters: those of the report that `state` belongs to; None at the beginning.
+    pause_every: also report at the first update at or past each multiple of this many environment
+      steps; 0 does not.
+    should_report: asked after each update; True reports at once.
+
+  Yields:
+    Reports.
+  """
+  counts = _Counts(counters)
+  if counts.env_steps >= num_env_steps:
+    return
+  threads = _Threads(machine, state, counts.updates, seed)
+  try:
+    threads.start()
+    yield from _learn(
+      machine, state, threads, counts, num_env_steps, pause_every, should_report
+    )
+  except stop_lib.Stopped:
+    assert threads.stop.error is not None  # Nobody but the loop below asks for an end without one.
+    raise threads.stop.error from None
+  finally:
+    threads.close()
+
+
+def _learn(
+  machine: Sebulba,
+  state: learner_lib.SebulbaState,
+  threads: "_Threads",
+  counts: "_Counts",
+  num_env_steps: int,
+  pause_every: int,
+  should_report: Callable[[], bool],
+) -> Iterator[report.Report]:
+  """The learner's loop: a batch, an update, new parameters."""
+  per_report = machine.config.resolved_updates_per_report(num_env_steps, machine.steps_per_update)
+  watch = threads.clock
+  # What comes before, building environments and programs, is not training.
+  first = threads.take_batch(counts.updates)
+  watch.enter(clock.UPDATE)
+  machine.learner.compile(state, machine.learner.batch([unroll.shards for unroll in first]))
+  while True:
+    begin = time.perf_counter()
+    stopwatch = stages.Stopwatch([a.clock for a in threads.actors], watch)
+    boundary = (counts.updates // per_report + 1) * per_report
+    target = num_env_steps
+    if pause_every:
+      target = min(target, (counts.env_steps // pause_every + 1) * pause_every)
+    since = _Since()
+    while counts.updates < boundary and counts.env_steps < target:
+      unrolls = first or threads.take_batch(counts.updates)
+      first = None
+      watch.enter(clock.UPDATE)
+      batch = machine.learner.batch([unroll.shards for unroll in unrolls])
+      lags = [counts.updates - unroll.version for unroll in unrolls]
+      state, since.sums = machine.learner.update(state, since.sums, batch)
+      jax.block_until_ready(state.learner.params)
+      del batch
+      watch.enter(clock.PUBLISH)
+      counts.add(unrolls)
+      since.add(unrolls, lags, threads.channel.depth)
+      for unroll in unrolls:
+        unroll.release()
+      threads.store.publish(counts.updates, state.learner.params)
+      del unrolls
+      watch.enter(clock.UNROLLS)
+      if should_report():
+        break
+    laps = stopwatch.lap(time.perf_counter() - begin)
+    watch.enter(clock.IDLE)
+    metrics = _metrics(machine, counts, since, laps)
+    yield report.Report(
+      env_steps=counts.env_steps,
+      updates=counts.updates,
+      metrics=metrics,
+      params=state.learner.params,
+      items=machine.to_checkpoint(state),
+      counters=counts.to_json(),
+      summary=laps.advice(),
+    )
+    num_refused = int(jax.device_get(state.learner.num_refused))
+    if num_refused >= machine.max_refused_updates:
+      raise report.TrainingError(learner.refusal_message(num_refused, metrics))
+    if counts.env_steps >= num_env_steps:
+      return
+
+
+class _Threads:
+  """The actors of a run, what connects them with the learner, and the watchdog."""
+
+  def __init__(
+    self, machine: Sebulba, state: learner_lib.SebulbaState, first_update: int, seed: int
+  ):
+    topology, self._config = machine.topology, machine.config
+    self._machine = machine
+    self._first_update = first_update
+    self._per_update = topology.unrolls_per_update
+    self._lag = machine.config.fixed_lag
+    num_actors = len(topology.actors)
+    self.stop = stop_lib.Stop()
+    self.clock = clock.StageClock("the learner")
+    self.channel: channel.Channel[actor.Unroll] = channel.Channel(
+      num_actors, machine.config.queue_size, self.stop
+    )
+    self.store = parameters.ParameterStore(
+      topology.actor_devices, (self._lag or 0) + 1, self.stop
+    )
+    self.store.publish(first_update, state.learner.params)
+    keys = machine.learner.actor_keys(state, num_actors)
+    # The environments of a resumed run begin anew, and not as the run itself began.
+    seeds = host_environment.make_seeds(
+      seed, topology.environments_per_actor * num_actors, stream=first_update
+    )
+    self.actors = [self._make_actor(i, keys[i], seeds) for i in range(num_actors)]
+    self._watchdog = watchdog.Watchdog(
+      [self.clock, *(a.clock for a in self.actors)], machine.config.stall_timeout_seconds, self.stop
+    )
+
+  def start(self) -> None:
+    """Starts all threads."""
+    for thread in self.actors:
+      thread.start()
+    self._watchdog.start()
+
+  def take_batch(self, update: int) -> list[actor.Unroll]:
+    """Waits for the unrolls of an update, and returns them."""
+    self.clock.enter(clock.UNROLLS)
+    number = update * self._per_update
+    in_turn = self._lag is not None
+    return [
+      self.channel.take((number + i) % len(self.actors) if in_turn else None)
+      for i in range(self._per_update)
+    ]
+
+  def close(self) -> None:
+    """Ends all threads; says so where one doesn't end."""
+    self.clock.enter(clock.IDLE)
+    self.stop.request()
+    deadline = time.monotonic() + JOIN_SECONDS
+    for thread in self.actors:
+      if not thread.join(max(0.0, deadline - time.monotonic())):
+        logging.error(
+          "%s did not end: it is in %s (%s)",
+          thread.clock.owner,
+          thread.clock.stage,
+          thread.clock.where,
+        )
+
+  def _make_actor(self, index: int, key: jax.Array, seeds: list[int]) -> actor.Actor:
+    machine, machine_config = self._machine, self._config
+    device = machine.topology.actors[index]
+    size = machine.topology.environments_per_actor
+    share = range(index * size, (index + 1) * size)
+    name = f"{machine.factory.spec.name} (environments {share[0]} .. {share[-1]})"
+    watch = clock.StageClock(f"actor {index}", name)
+    refresh = None
+    if machine_config.refresh == "step":
+      refresh = lambda: self.store.newest(device)  # noqa: E731
+    options = host_environment.HostOptions(
+      num_threads=machine_config.environment_threads
+      or default_environment_threads(len(machine.topology.actors)),
+      timeout_seconds=machine_config.stall_timeout_seconds,
+    )
+    if machine.async_programs is not None:
+      options = options._replace(batch_size=machine_config.async_batch_size or size // 2)
+    make = lambda: machine.factory.make([seeds[i] for i in share], options)  # noqa: E731
+    collector: actor.Collector
+    if machine.async_programs is not None:
+      collector = async_collector.AsyncCollector(
+        machine.async_programs,
+        device,
+        make,
+        machine_config.unroll_length,
+        watch,
+        self.stop,
+        refresh,
+      )
+    else:
+      collector = actor.SyncCollector(
+        machine.programs, device, make, machine_config.unroll_length, watch, self.stop, refresh
+      )
+    number = self._first_update * self._per_update
+    return actor.Actor(
+      index,
+      collector,
+      device,
+      machine.topology.learners,
+      machine.programs,
+      key=jax.device_put(key, device),
+      # Unroll u of actor i is the (u * actors + i)-th of the run: the first one not learnt from yet.
+      first_unroll=-(-(number - index) // len(machine.topology.actors)),
+      take_parameters=lambda unroll: self._parameters(index, unroll, device),
+      channel=self.channel,
+      clock=watch,
+      stop=self.stop,
+    )
+
+  def _parameters(self, index: int, unroll: int, device: jax.Device) -> parameters.Version:
+    """Waits for the parameters of an unroll, by the lag mode."""
+    if self._lag is None:
+      return self.store.newest(device)
+    update = (unroll * len(self._machine.topology.actors) + index) // self._per_update
+    return self.store.exactly(max(self._first_update, update - self._lag), device)
+
+
+def default_environment_threads(num_actors: int) -> int:
+  """Returns the cores that one actor thread's environments may have."""
+  return max(1, config_lib.num_cores() // num_actors)
+
+
+class _Counts:
+  """Exact counts of a run."""
+
+  def __init__(self, counters: dict[str, Any] | None):
+    counters = counters or {"updates": 0, "env_steps": [0], "episodes": 0}
+    self.updates = int(counters["updates"])
+    self.env_steps = int(counters["env_steps"][0])
+    self.episodes = int(counters["episodes"])
+
+  def add(self, unrolls: list[actor.Unroll]) -> None:
+    self.updates += 1
+    self.env_steps += sum(unroll.num_steps for unroll in unrolls)
+
+  def to_json(self) -> dict[str, Any]:
+    return {
+      "updates": self.updates,
+      "env_steps": [self.env_steps],
+      "episodes": self.episodes,
+    }
+
+
+class _Since:
+  """What has come together since the report before."""
+
+  def __init__(self) -> None:
+    self.sums: Any = None
+    self.num_steps = 0
+    self.lags: list[int] = []
+    self.depths: list[int] = []
+    self.episodes = np.zeros((3,))
+
+  def add(self, unrolls: list[actor.Unroll], lags: list[int], depth: int) -> None:
+    self.num_steps += sum(unroll.num_steps for unroll in unrolls)
+    self.lags += lags
+    self.depths.append(depth)
+    for totals in jax.device_get([unroll.episodes for unroll in unrolls]):
+      self.episodes += [totals.return_sum, totals.length_sum, totals.num_episodes]
+
+
+def _metrics(
+  machine: Sebulba, counts: _Counts, since: _Since, laps: stages.Stages
+) -> dict[str, Any]:
+  """Returns the metrics of a report."""
+  return_sum, length_sum, num_episodes = since.episodes
+  counts.episodes += int(num_episodes)
+  # No episode ended: there is no mean to report.
+  divisor = num_episodes or float("nan")
+  steps_per_second = since.num_steps / laps.seconds
+  frames = machine.factory.frames_per_step
+  means = learner.mean_metrics(jax.device_get(since.sums))
+  return {
+    "env_steps": counts.env_steps,
+    "updates": counts.updates,
+    "steps_per_second": steps_per_second,
+    "frames": counts.env_steps * frames,
+    "frames_per_second": steps_per_second * frames,
+    "episodes": counts.episodes,
+    "episode_return_mean": return_sum / divisor,
+    "episode_length_mean": length_sum / divisor,
+    **{name: float(value) for name, value in means.items()},
+    "lag/min": min(since.lags),
+    "lag/mean": float(np.mean(since.lags)),
+    "lag/max": max(since.lags),
+    "queue/depth": float(np.mean(since.depths)),
+    **laps.metrics(since.num_steps),
+  }
