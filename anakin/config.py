@@ -1,6 +1,7 @@
 """Configuration of the Anakin machine; free of JAX."""
 
 import dataclasses
+from typing import ClassVar
 
 from podracer import config
 
@@ -8,6 +9,9 @@ from podracer import config
 @dataclasses.dataclass(frozen=True)
 class AnakinConfig:
   """How Anakin runs an agent."""
+
+  takes_host_environments: ClassVar[bool] = False
+  takes_several_seeds: ClassVar[bool] = True
 
   num_environments: int = 1024
   """Environments over all devices, for each seed."""
@@ -20,6 +24,10 @@ class AnakinConfig:
   def __post_init__(self) -> None:
     config.check_positive(num_environments=self.num_environments, unroll_length=self.unroll_length)
     config.check_at_least(0, updates_per_call=self.updates_per_call)
+
+  def preferred_devices(self, num_cores: int) -> int:
+    """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
+    return max(n for n in range(1, num_cores + 1) if self.num_environments % n == 0)
 
   def check(self, num_devices: int, num_minibatches: int) -> None:
     """Raises InputError unless devices and minibatches get whole shares of the environments."""

@@ -5,7 +5,7 @@ program, replicated over all devices; the only communication is the mean of the 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -204,6 +204,36 @@ class Anakin:
     return state, CallTotals(env_steps=steps, episodes=totals, learner=metrics)
 
 
+def make_machine(
+  agent: agent_lib.Agent,
+  environment: Any,
+  learner_config: config_lib.LearnerConfig,
+  machine_config: config.AnakinConfig,
+  *,
+  num_env_steps: int,
+  num_seeds: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Anakin:
+  """Builds the machine as every architecture does; the arguments are those of `Anakin`.
+
+  Raises:
+    config.InputError: also for an environment that runs on the host.
+  """
+  config_lib.check(
+    isinstance(environment, environment_lib.Environment),
+    f"environment {environment.spec.name} runs on the host, which takes --architecture=sebulba",
+  )
+  return Anakin(
+    agent,
+    environment,
+    learner_config,
+    machine_config,
+    num_env_steps=num_env_steps,
+    num_seeds=num_seeds,
+    devices=devices,
+  )
+
+
 def train(
   agent: agent_lib.Agent,
   environment: environment_lib.Environment,
@@ -236,7 +266,7 @@ def train(
     config.InputError: for a configuration that can't work.
     report.TrainingError: if `max_refused_updates` updates in a row were not finite.
   """
-  machine = Anakin(
+  machine = make_machine(
     agent,
     environment,
     learner_config,
@@ -253,8 +283,10 @@ def run(
   state: AnakinState,
   *,
   num_env_steps: int,
+  seed: int = 0,
   counters: dict[str, Any] | None = None,
   pause_every: int = 0,
+  should_report: Callable[[], bool] = lambda: False,
 ) -> Iterator[report.Report]:
   """Runs a machine from a state: `train` with the state in the caller's hands.
 
@@ -262,13 +294,16 @@ def run(
     machine: the machine.
     state: from `machine.init` or a checkpoint; donated.
     num_env_steps: where the run ends, counted from its very beginning.
+    seed: not used; all that is random is in the state.
     counters: those of the report that `state` belongs to; None at the beginning.
     pause_every: also report at the first update at or past each multiple of this many environment
       steps; 0 does not.
+    should_report: asked after each call of the compiled program; True reports at once.
 
   Yields:
     Reports. Where they fall depends on the configuration only, not on where a run was interrupted.
   """
+  del seed
   counts = _Counts(machine.num_seeds, counters)
   updates_per_call = machine.config.resolved_updates_per_call(num_env_steps)
   if counts.least_env_steps < num_env_steps:
@@ -288,6 +323,8 @@ def run(
       state, call_totals = machine.advance(state, num_updates)
       totals.append(jax.device_get(call_totals))
       counts.add(num_updates, totals[-1])
+      if should_report():
+        break
     seconds = time.perf_counter() - begin
     metrics = _metrics(counts, totals, float(np.sum(counts.env_steps - before)) / seconds)
     yield report.Report(

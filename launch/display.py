@@ -59,8 +59,8 @@ class Display:
     """Prints a line above the bar."""
     self._progress.console.print(text, markup=False)
 
-  def update(self, row: dict[str, Any]) -> None:
-    """Shows a report."""
+  def update(self, row: dict[str, Any], note: str = "") -> None:
+    """Shows a report, and of the machine's own note the part before a semicolon."""
     self._completed = min(row["env_steps"], self._total)
     text = f"{row['env_steps']:,} steps  {row['steps_per_second']:,.0f}/s"
     episode_return = row.get("episode_return_mean", math.nan)
@@ -68,6 +68,8 @@ class Display:
       text += f"  return {episode_return:.2f}"
     if "evaluation/return_mean" in row:
       text += f"  evaluation {row['evaluation/return_mean']:.2f}"
+    if note:
+      text += f"  {note.partition(';')[0]}"
     self._progress.update(self._task, completed=self._completed, text=text)
     if self.console.is_terminal:
       return

@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> None:
 
   from . import host, policy, run, run_files
 
-  host.start_jax(1, 1)
+  host.start_jax(1)
   loaded = policy.LoadedRun(wanted.workdir)
   evaluate = evaluation.make_evaluator(
     loaded.agent,

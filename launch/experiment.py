@@ -10,7 +10,7 @@ import importlib
 import json
 import pathlib
 import typing
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import tyro
 
@@ -23,6 +23,13 @@ from . import run_files
 class MachineConfig(Protocol):
   """What every machine's configuration can do."""
 
+  takes_host_environments: ClassVar[bool]
+  takes_several_seeds: ClassVar[bool]
+
+  def preferred_devices(self, num_cores: int) -> int:
+    """Returns how many virtual CPU devices to make where there is no accelerator."""
+    ...
+
   def check(self, num_devices: int, num_minibatches: int) -> None:
     """Raises InputError for what can't be shared out over devices and minibatches."""
     ...
@@ -33,8 +40,11 @@ MachineConfigT = TypeVar("MachineConfigT", bound=MachineConfig)
 
 # name -> (module, name of its configuration); the module also has `make_agent` and `presets`.
 AGENTS = {"impala": ("podracer.agents.impala", "ImpalaConfig")}
-# name -> (module of the configuration, its name)
-ARCHITECTURES = {"anakin": ("podracer.anakin.config", "AnakinConfig")}
+# name -> (module of the configuration, its name); beside it lies `machine` with `make_machine` and `run`.
+ARCHITECTURES = {
+  "anakin": ("podracer.anakin.config", "AnakinConfig"),
+  "sebulba": ("podracer.sebulba.config", "SebulbaConfig"),
+}
 
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"may_change": True}
@@ -56,7 +66,7 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   agent: str = "impala"
   """The agent."""
   architecture: str = "anakin"
-  """The machine that runs it."""
+  """The machine that runs it: anakin, or sebulba, which host environments take by themselves."""
   workdir: str = dataclasses.field(default="", metadata=MAY_CHANGE)
   """Directory of the run; runs/<environment>-<agent> by default."""
   restart: tyro.conf.FlagCreatePairsOff[bool] = dataclasses.field(
@@ -70,7 +80,8 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   num_seeds: int = 1
   """Whole runs side by side, with seeds seed .. seed + num_seeds - 1 (anakin)."""
   num_devices: int = 0
-  """Devices to use; 0 takes all accelerators, or one virtual device a core where there are none."""
+  """Devices to use; 0 takes all accelerators, or where there are none virtual devices: one a core for
+  anakin, as many as are named for sebulba."""
   evaluate_every: int = dataclasses.field(default=0, metadata=MAY_CHANGE)
   """Environment steps between evaluations; 0 evaluates at the end only."""
   evaluate_episodes: int = dataclasses.field(default=128, metadata=MAY_CHANGE)
@@ -108,10 +119,20 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
     """Checks what needs more than one field; raises InputError. Still free of JAX."""
     config_lib.check(bool(self.env), "no environment given: --env=suite:name (`podracer envs`)")
     environments.check_name(self.env)
-    self.machine.check(max(1, self.num_devices), self.config.num_minibatches)
+    config_lib.check(
+      self.machine.takes_host_environments or not environments.is_host(self.env),
+      f"environment {self.env} runs on the host, which takes --architecture=sebulba",
+    )
+    config_lib.check(
+      self.machine.takes_several_seeds or self.num_seeds == 1,
+      f"num_seeds={self.num_seeds}: {self.architecture} runs one seed at a time",
+    )
+    # The least there will be: more devices are only known once JAX has started.
+    num_devices = self.num_devices or self.machine.preferred_devices(1)
+    self.machine.check(num_devices, self.config.num_minibatches)
 
   def make_environment(self) -> Any:
-    """Builds the environment."""
+    """Builds the environment: an `Environment`, or a `HostFactory`."""
     return environments.make(self.env, **parse_options(self.env_options))
 
   def make_agent(self, spec: Any) -> Any:
@@ -130,6 +151,38 @@ def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
     except (ValueError, SyntaxError):
       parsed[name] = value
   return parsed
+
+
+def default_architecture(env: str) -> str:
+  """Returns the machine for an environment where none is named."""
+  return "sebulba" if environments.is_host(env) else "anakin"
+
+
+def make_machine(
+  experiment: "ExperimentConfig[Any, Any]", agent: Any, environment: Any, devices: Any
+) -> Any:
+  """Builds the machine of an experiment."""
+  return machine_module(experiment.architecture).make_machine(
+    agent,
+    environment,
+    experiment.config,
+    experiment.machine,
+    num_env_steps=experiment.num_env_steps,
+    num_seeds=experiment.num_seeds,
+    devices=devices,
+  )
+
+
+def machine_module(architecture: str) -> Any:
+  """Returns the module of a machine, with its `make_machine` and `run`."""
+  package = ARCHITECTURES[architecture][0].rpartition(".")[0]
+  return importlib.import_module(f"{package}.machine")
+
+
+def merge_options(defaults: tuple[str, ...], options: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns `name=value` options with those of `options` in place of the defaults of the same name."""
+  by_name = {option.partition("=")[0]: option for option in (*defaults, *options)}
+  return tuple(by_name.values())
 
 
 def experiment_type(agent: str, architecture: str) -> Any:
@@ -168,6 +221,8 @@ def default_experiment(agent: str, architecture: str, env: str) -> ExperimentCon
     architecture=architecture,
     workdir=default_workdir(env, agent),
     num_env_steps=preset["num_env_steps"],
+    env_options=preset.get("env_options", ()),
+    evaluate_episodes=preset.get("evaluate_episodes", 128),
   )
 
 

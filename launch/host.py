@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from podracer import config
@@ -17,19 +18,15 @@ def cache_directory() -> pathlib.Path:
   return pathlib.Path(root) / "podracer" / "xla"
 
 
-def default_virtual_devices(num_environments: int) -> int:
-  """Returns one virtual CPU device a core, or the next smaller number that divides the environments."""
-  most = min(config.num_cores(), MAX_VIRTUAL_DEVICES)
-  return max(n for n in range(1, most + 1) if num_environments % n == 0)
-
-
-def start_jax(num_devices: int, num_environments: int) -> list[Any]:
+def start_jax(
+  num_devices: int, preferred_devices: Callable[[int], int] = lambda num_cores: 1
+) -> list[Any]:
   """Imports and configures JAX for a run.
 
   Args:
-    num_devices: devices to use, or 0 for all accelerators, or for one virtual device a core where
-      there are none.
-    num_environments: that are shared out over them.
+    num_devices: devices to use, or 0 for all accelerators, or for virtual devices where there are
+      none.
+    preferred_devices: cores -> how many virtual devices to make then.
 
   Returns:
     The devices.
@@ -42,7 +39,7 @@ def start_jax(num_devices: int, num_environments: int) -> list[Any]:
   if CACHE_VARIABLE not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(cache_directory()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  virtual = num_devices or default_virtual_devices(num_environments)
+  virtual = num_devices or preferred_devices(min(config.num_cores(), MAX_VIRTUAL_DEVICES))
   # A user's own number of virtual devices is never overwritten.
   chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:

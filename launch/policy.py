@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from podracer import agent as agent_lib
-from podracer import checkpoint, environment, types
+from podracer import checkpoint, host_environment, types
 from podracer import config as config_lib
 
 from . import experiment
@@ -81,7 +81,8 @@ class LoadedRun:
       checkpoint.CheckpointError: if all its checkpoints are bad.
     """
     self.experiment = experiment.read(workdir)
-    self.environment: environment.Environment = self.experiment.make_environment()
+    self.environment = self.experiment.make_environment()
+    self.factory = host_environment.as_factory(self.environment)
     self.agent = self.experiment.make_agent(self.environment.spec)
     one = jax.eval_shape(self.agent.init, jax.random.key(0))
     seeds = (self.experiment.num_seeds,) if self.experiment.num_seeds > 1 else ()

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from podracer import anakin, checkpoint, evaluation, metrics
-from podracer.anakin import machine as anakin_machine
+from podracer import checkpoint, evaluation, host_environment, metrics
 
 from . import display, experiment, host, interrupts, run_files
 
@@ -42,21 +41,13 @@ class _Run:
 
   def __init__(self, wanted: Experiment, signals: interrupts.Interrupts, start: float):
     self.signals, self.start = signals, start
-    devices = host.start_jax(wanted.num_devices, wanted.machine.num_environments)
+    devices = host.start_jax(wanted.num_devices, wanted.machine.preferred_devices)
     # Resolved, so that the run goes on with as many wherever it is resumed.
     self.experiment = dataclasses.replace(wanted, num_devices=len(devices))
     environment = self.experiment.make_environment()
-    self.can_render = environment.render is not None
+    self.can_render = host_environment.as_factory(environment).can_render
     self.agent = self.experiment.make_agent(environment.spec)
-    self.machine = anakin.Anakin(
-      self.agent,
-      environment,
-      self.experiment.config,
-      self.experiment.machine,
-      num_env_steps=wanted.num_env_steps,
-      num_seeds=wanted.num_seeds,
-      devices=devices,
-    )
+    self.machine = experiment.make_machine(self.experiment, self.agent, environment, devices)
     self.evaluate = evaluation.make_evaluator(
       self.agent,
       environment,
@@ -105,7 +96,7 @@ class _Run:
 
   def _loop(
     self,
-    state: anakin_machine.AnakinState,
+    state: Any,
     counters: dict[str, Any] | None,
     done: int,
     unevaluated: dict[str, Any] | None,
@@ -116,18 +107,20 @@ class _Run:
     last_save = time.monotonic()
     seconds = 0.0
     first_steps, env_steps, finished = done, done, done >= wanted.num_env_steps
-    summary = None
+    summary, note = None, ""
     if unevaluated:
       summary = self._evaluation(state.learner.params, done, unevaluated)
       if summary is None:
         return
       self._write(unevaluated, summary, writer, screen)
-    reports = anakin_machine.run(
+    reports = experiment.machine_module(wanted.architecture).run(
       self.machine,
       state,
       num_env_steps=wanted.num_env_steps,
+      seed=wanted.seed,
       counters=counters,
       pause_every=wanted.evaluate_every,
+      should_report=lambda: self.signals.requested,
     )
     for news in reports:
       if env_steps == first_steps:
@@ -137,14 +130,14 @@ class _Run:
       due = wanted.evaluate_every and (
         news.env_steps // wanted.evaluate_every > env_steps // wanted.evaluate_every
       )
-      env_steps = news.env_steps
+      env_steps, note = news.env_steps, news.summary
       row = {"time": time.time(), **news.metrics}
       metadata: dict[str, Any] = {"counters": news.counters}
       if finished or due:
         summary = self._evaluation(news.params, env_steps, row)
         if summary is None:
           metadata["unevaluated"] = row
-      self._write(row, summary if finished or due else None, writer, screen)
+      self._write(row, summary if finished or due else None, writer, screen, news.summary)
       now = time.monotonic()
       if finished or self.signals.requested or now - last_save >= wanted.checkpoint_every_seconds:
         # A run killed after it, and resumed from it, would lack a row that was still queued.
@@ -165,7 +158,7 @@ class _Run:
         f"nothing to do: the run already has {env_steps:,} of {wanted.num_env_steps:,} environment "
         "steps; more with --num_env_steps"
       )
-    self._say_end(screen, env_steps, env_steps - first_steps, seconds, summary)
+    self._say_end(screen, env_steps, env_steps - first_steps, seconds, summary, note)
 
   def _evaluation(self, params: Any, env_steps: int, row: dict[str, Any]) -> dict[str, Any] | None:
     """Evaluates every seed and adds the results to `row`; returns None where a signal stopped it."""
@@ -207,10 +200,11 @@ class _Run:
     summary: dict[str, Any] | None,
     writer: metrics.MetricsWriter,
     screen: display.Display,
+    note: str = "",
   ) -> None:
     """Writes and shows a report, and evaluation.json last: it tells that an evaluation is done."""
     writer.write(row)
-    screen.update(row)
+    screen.update(row, note)
     if summary is None:
       return
     writer.flush()
@@ -226,12 +220,15 @@ class _Run:
     new_steps: int,
     seconds: float,
     summary: dict[str, Any] | None,
+    note: str,
   ) -> None:
     workdir = self.experiment.workdir
     if new_steps:
       screen.say(
         f"done: {env_steps:,} environment steps, {new_steps:,} of them in {seconds:.1f} s of training"
       )
+    if note:
+      screen.say(note)
     if summary:
       screen.say(evaluation_line(summary))
     screen.say(f"results: {workdir}/  learning_curve.png  metrics.jsonl  checkpoints/")

@@ -53,10 +53,12 @@ def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:
     base = experiment.read(workdir)
     _check_same_kind(workdir, base, agent, architecture)
   else:
-    base = experiment.default_experiment(agent or "impala", architecture or "anakin", env)
+    architecture = architecture or experiment.default_architecture(env)
+    base = experiment.default_experiment(agent or "impala", architecture, env)
   cls = experiment.experiment_type(base.agent, base.architecture)
   wanted = command_line.parse(cls, PROGRAM, args, default=base)
-  wanted = dataclasses.replace(wanted, workdir=workdir)
+  options = experiment.merge_options(base.env_options, wanted.env_options)
+  wanted = dataclasses.replace(wanted, workdir=workdir, env_options=options)
   wanted.check()
   _check_workdir(workdir)
   if resumes:

@@ -47,15 +47,15 @@ def main(args: Sequence[str]) -> None:
   experiment.read(wanted.workdir).check()
   from . import host, policy
 
-  host.start_jax(1, 1)
+  host.start_jax(1)
   loaded = policy.LoadedRun(wanted.workdir)
   config.check(
-    loaded.environment.render is not None,
+    loaded.factory.can_render,
     f"environment {loaded.experiment.env} cannot be rendered",
   )
   out = wanted.out or str(pathlib.Path(wanted.workdir) / "watch.mp4")
   frames, returns = record_frames(loaded, wanted)
-  write_video(out, frames, loaded.environment.frames_per_second)
+  write_video(out, frames, loaded.factory.frames_per_second)
   episodes = ", ".join(f"{value:.2f}" for value in returns) or "none ended"
   print(f"wrote {out}: {len(frames)} frames; episode returns: {episodes}")
 
@@ -64,8 +64,7 @@ def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[flo
   """Plays episodes one after the other; returns their pictures `[H, W, 3]` and returns."""
   import numpy as np
 
-  from podracer import host_environment
-  from podracer import types
+  from podracer import host_environment, types
 
   from . import policy as policy_lib
 
@@ -77,7 +76,8 @@ def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[flo
     greedy=wanted.mode == "greedy",
     seed=wanted.seed,
   )
-  host = host_environment.JaxHostEnvironment(loaded.environment, 1, wanted.seed)
+  options = host_environment.HostOptions(num_threads=1, render=True, whole_episodes=True)
+  host = loaded.factory.make([wanted.seed], options)
   timestep, state = host.reset(), act.initial_state(1)
   frames = [host.render()]
   returns: list[float] = []
@@ -90,6 +90,7 @@ def record_frames(loaded: Any, wanted: WatchConfig) -> tuple[list[Any], list[flo
     if timestep.step_type[0] == types.LAST:
       returns.append(episode_return)
       episode_return = 0.0
+  host.close()
   return frames, returns
 
 

@@ -5,6 +5,7 @@ environment has a quota and plays exactly so many episodes, each from its beginn
 environment that is done waits for the others.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import environment as environment_lib
-from podracer import episodes, types
+from podracer import episodes, host_environment, types
 
 STEPS_PER_CALL = 1000
+MAX_HOST_ENVIRONMENTS = 32
+"""Environments of the host that are played side by side; they cost processes and memory."""
 
 
 class EvaluationResult(NamedTuple):
@@ -67,31 +70,36 @@ Evaluator = Callable[..., EvaluationResult | None]
 
 def make_evaluator(
   agent: agent_lib.Agent,
-  environment: environment_lib.Environment,
+  environment: environment_lib.Environment | host_environment.HostFactory,
   *,
   num_episodes: int,
   greedy: bool = True,
   max_environments: int = 128,
   max_episode_steps: int = 108_000,
 ) -> Evaluator:
-  """Builds the evaluation of an agent in a JAX-native environment of its own.
+  """Builds the evaluation of an agent in environments of its own.
 
   Args:
     agent: the agent.
-    environment: the environment.
+    environment: the environment; one of the host is made anew for each evaluation.
     num_episodes: whole episodes to play.
     greedy: False samples the policy.
     max_environments: environments side by side, at most.
     max_episode_steps: an episode that is longer is cut there, and counted in `num_cut`; for
-      environments that never end by themselves.
+      environments that never end by themselves. One of the host can't be reset by force: the next
+      episode then begins where the one that was cut is.
 
   Returns:
     (params, key, should_stop) -> EvaluationResult, or None where `should_stop()` became True, which is
     asked about every thousand steps. It compiles when first called.
   """
+  if isinstance(environment, host_environment.HostFactory):
+    max_environments = min(max_environments, MAX_HOST_ENVIRONMENTS)
   batch_size = min(num_episodes, max_environments)
   quota = np.full((batch_size,), num_episodes // batch_size, np.int32)
   quota[: num_episodes % batch_size] += 1
+  if isinstance(environment, host_environment.HostFactory):
+    return _make_host_evaluator(agent, environment, quota, greedy, max_episode_steps)
   rows = np.arange(batch_size)
 
   def start(key: types.Key) -> _Slots:
@@ -168,3 +176,88 @@ def make_evaluator(
     )
 
   return evaluate
+
+
+def _make_host_evaluator(
+  agent: agent_lib.Agent,
+  factory: host_environment.HostFactory,
+  quota: np.ndarray,
+  greedy: bool,
+  max_episode_steps: int,
+) -> Evaluator:
+  """Builds the evaluation in environments of the host; `quota` is `[B]`, episodes of each."""
+  batch_size = len(quota)
+
+  def act(params: Any, key: Any, timestep: Any, state: Any) -> tuple[Any, Any, Any]:
+    key, act_key = jax.random.split(key)
+    output, state = agent.act(params, act_key, timestep, state, not greedy)
+    return output.action, state, key
+
+  act_jit = jax.jit(act)
+
+  def evaluate(
+    params: types.Params, key: types.Key, should_stop: Callable[[], bool] = lambda: False
+  ) -> EvaluationResult | None:
+    key, seed_key = jax.random.split(key)
+    seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
+    host = factory.make(
+      host_environment.make_seeds(seed, batch_size),
+      host_environment.HostOptions(whole_episodes=True),
+    )
+    try:
+      episodes_played = _play_host(
+        functools.partial(act_jit, params),
+        host,
+        key,
+        agent.initial_state(batch_size),
+        quota,
+        max_episode_steps,
+        should_stop,
+      )
+    finally:
+      host.close()
+    if episodes_played is None:
+      return None
+    returns, lengths, cut = zip(*episodes_played, strict=True)
+    return EvaluationResult(
+      returns=np.asarray(returns, np.float32),
+      lengths=np.asarray(lengths, np.int32),
+      mode="greedy" if greedy else "sample",
+      num_cut=sum(cut),
+    )
+
+  return evaluate
+
+
+def _play_host(
+  act: Callable[..., Any],
+  host: host_environment.HostEnvironment,
+  key: types.Key,
+  state: types.State,
+  quota: np.ndarray,
+  max_episode_steps: int,
+  should_stop: Callable[[], bool],
+) -> list[tuple[float, int, bool]] | None:
+  """Plays the episodes of each environment's quota; returns (return, length, was cut) of each."""
+  batch_size = len(quota)
+  timestep = host.reset()
+  current_return, current_length = np.zeros((batch_size,)), np.zeros((batch_size,), np.int64)
+  played: list[list[tuple[float, int, bool]]] = [[] for _ in quota]
+  while any(len(done) < wanted for done, wanted in zip(played, quota, strict=True)):
+    if should_stop():
+      return None
+    action, state, key = act(key, timestep, state)
+    action = np.asarray(action)
+    host_environment.check_action(host.spec, action, batch_size)
+    timestep = host.step(action)
+    host_environment.check_timestep(host.spec, timestep, batch_size)
+    is_first = timestep.step_type == types.FIRST
+    current_return = np.where(is_first, 0.0, current_return + timestep.reward)
+    current_length = np.where(is_first, 0, current_length + 1)
+    is_last = np.asarray(timestep.step_type == types.LAST)
+    is_cut = (current_length >= max_episode_steps) & ~is_last
+    for i in np.flatnonzero(is_last | is_cut):
+      if len(played[i]) < quota[i]:
+        played[i].append((current_return[i], current_length[i], bool(is_cut[i])))
+    current_return[is_cut], current_length[is_cut] = 0.0, 0
+  return [episode for done in played for episode in done]

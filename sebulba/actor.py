@@ -128,11 +128,11 @@ class SyncCollector:
       action, storage, self._state = self._programs.act(
         version.params, key, storage, self._state, t, self._upload
       )
-      action = np.asarray(action)
+      host_action = np.asarray(action)
       self._clock.enter(clock_lib.ENVIRONMENT)
-      timestep = self._step(action)
+      timestep = self._step(host_action)
       num_resets += int(np.count_nonzero(self._was_last))
-      self._was_last = timestep.step_type == types.LAST
+      self._was_last = np.asarray(timestep.step_type == types.LAST)
       self._upload = inference.pack(timestep)
     self._clock.enter(clock_lib.TRANSFER)
     # The last time step is the first of the next unroll: it is put on the device once, for both.
@@ -243,7 +243,9 @@ class Actor:
     """Makes one unroll and hands it over."""
     self.clock.enter(clock_lib.PARAMETERS)
     version = self._take_parameters(self._unroll)
-    filled = self._collector.unroll(self._programs.unroll_key(self._key, np.int32(self._unroll)), version)
+    filled = self._collector.unroll(
+      self._programs.unroll_key(self._key, np.int32(self._unroll)), version
+    )
     self.clock.enter(clock_lib.TRANSFER)
     unroll = self._place(filled)
     self.clock.enter(clock_lib.QUEUE)

@@ -190,10 +190,10 @@ class AsyncCollector:
         inference.pack(timestep),
       )
       self._count = (self._count + 1) % 2**31
-      action = np.asarray(action)
+      host_action = np.asarray(action)
       self._clock.enter(clock_lib.ENVIRONMENT)
-      host_environment.check_action(self._environment.spec, action, len(environment))
-      self._environment.send(action, environment)
+      host_environment.check_action(self._environment.spec, host_action, len(environment))
+      self._environment.send(host_action, environment)
     self._clock.enter(clock_lib.TRANSFER)
     index = np.asarray([self._full.popleft() for _ in range(size)], np.int32)
     trajectory, totals, self._state = self._programs.gather(self._columns, self._state, index)

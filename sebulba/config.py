@@ -1,7 +1,7 @@
 """Configuration of the Sebulba machine; free of JAX."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from podracer import config
 
@@ -12,6 +12,9 @@ LOCKSTEP = "lockstep"
 @dataclasses.dataclass(frozen=True)
 class SebulbaConfig:
   """How Sebulba runs an agent."""
+
+  takes_host_environments: ClassVar[bool] = True
+  takes_several_seeds: ClassVar[bool] = False
 
   num_environments: int = 64
   """Environments over all actor threads."""
@@ -105,9 +108,11 @@ class SebulbaConfig:
       )
     everything = tuple(range(num_devices))
     # The paper's rule for agents without a model: about three learner cores for an actor core.
-    actors = self.actor_devices or tuple(
-      i for i in everything if i not in self.learner_devices
-    )[: max(1, num_devices // 4)] or everything[:1]
+    actors = (
+      self.actor_devices
+      or tuple(i for i in everything if i not in self.learner_devices)[: max(1, num_devices // 4)]
+      or everything[:1]
+    )
     learners = self.learner_devices or tuple(i for i in everything if i not in actors) or actors
     return actors, learners
 

@@ -50,7 +50,8 @@ class ShardedLearner:
     self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     self.replicated = jax.sharding.NamedSharding(self.mesh, P())
     self._learner = learner.make_learner(agent, config, num_updates, axis_name=AXIS)
-    trajectory: Any = types.Trajectory(P(None, AXIS), P(None, AXIS), P(AXIS))
+    time_major: Any = P(None, AXIS)
+    trajectory: Any = types.Trajectory(time_major, time_major, P(AXIS))
     self._shardings = jax.tree.map(
       lambda spec: jax.sharding.NamedSharding(self.mesh, spec),
       trajectory,

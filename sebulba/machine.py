@@ -16,7 +16,17 @@ from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import host_environment, learner, report
 
-from . import actor, async_collector, channel, clock, config, inference, parameters, stages, watchdog
+from . import (
+  actor,
+  async_collector,
+  channel,
+  clock,
+  config,
+  inference,
+  parameters,
+  stages,
+  watchdog,
+)
 from . import learner as learner_lib
 from . import stop as stop_lib
 from . import topology as topology_lib
@@ -107,6 +117,32 @@ class Sebulba:
     return state._replace(learner=state.learner._replace(params=items["params"]))
 
 
+def make_machine(
+  agent: agent_lib.Agent,
+  environment: Any,
+  learner_config: config_lib.LearnerConfig,
+  machine_config: config.SebulbaConfig,
+  *,
+  num_env_steps: int,
+  num_seeds: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Sebulba:
+  """Builds the machine as every architecture does; the arguments are those of `Sebulba`.
+
+  Raises:
+    config.InputError: also for several seeds.
+  """
+  config_lib.check(num_seeds == 1, f"num_seeds={num_seeds}: Sebulba runs one seed at a time")
+  return Sebulba(
+    agent,
+    environment,
+    learner_config,
+    machine_config,
+    num_env_steps=num_env_steps,
+    devices=devices,
+  )
+
+
 def train(
   agent: agent_lib.Agent,
   environment: Any,
@@ -138,7 +174,7 @@ def train(
     report.TrainingError: if updates in a row were not finite, or a thread is stuck.
     Exception: whatever an actor thread raised.
   """
-  machine = Sebulba(
+  machine = make_machine(
     agent,
     environment,
     learner_config,
@@ -180,9 +216,7 @@ def run(
   threads = _Threads(machine, state, counts.updates, seed)
   try:
     threads.start()
-    yield from _learn(
-      machine, state, threads, counts, num_env_steps, pause_every, should_report
-    )
+    yield from _learn(machine, state, threads, counts, num_env_steps, pause_every, should_report)
   except stop_lib.Stopped:
     assert threads.stop.error is not None  # Nobody but the loop below asks for an end without one.
     raise threads.stop.error from None
@@ -203,7 +237,8 @@ def _learn(
   per_report = machine.config.resolved_updates_per_report(num_env_steps, machine.steps_per_update)
   watch = threads.clock
   # What comes before, building environments and programs, is not training.
-  first = threads.take_batch(counts.updates)
+  first: list[actor.Unroll] | None = threads.take_batch(counts.updates)
+  assert first is not None
   watch.enter(clock.UPDATE)
   machine.learner.compile(state, machine.learner.batch([unroll.shards for unroll in first]))
   while True:
@@ -269,9 +304,7 @@ class _Threads:
     self.channel: channel.Channel[actor.Unroll] = channel.Channel(
       num_actors, machine.config.queue_size, self.stop
     )
-    self.store = parameters.ParameterStore(
-      topology.actor_devices, (self._lag or 0) + 1, self.stop
-    )
+    self.store = parameters.ParameterStore(topology.actor_devices, (self._lag or 0) + 1, self.stop)
     self.store.publish(first_update, state.learner.params)
     keys = machine.learner.actor_keys(state, num_actors)
     # The environments of a resumed run begin anew, and not as the run itself began.

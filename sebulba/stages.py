@@ -36,7 +36,9 @@ class Stages(NamedTuple):
     An actor's stages together, and the learner's, make one step's wall seconds.
     """
     per_step = self.seconds / max(1, num_steps)
-    return {f"stage/{name}": share * per_step for name, share in {**self.actor, **self.learner}.items()}
+    return {
+      f"stage/{name}": share * per_step for name, share in {**self.actor, **self.learner}.items()
+    }
 
   def bottleneck(self) -> str:
     """Returns the stage that bounds the speed: the busiest of the busier side."""

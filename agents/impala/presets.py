@@ -38,7 +38,38 @@ _PICTURES: dict[str, Any] = {
   },
 }
 
-# pattern -> {"num_env_steps": ..., "machine": {...}, "config": {...}, "network": {...}}
+# Atari as most report it: no sticky actions, whole games (no end at the loss of a life), 30 no-ops at
+# most, grey 84 x 84 pictures of 4 frames; rewards are clipped in the loss only.
+_ATARI: dict[str, Any] = {
+  "num_env_steps": 10_000_000,
+  "env_options": (
+    "frame_skip=4",
+    "stack_num=4",
+    "noop_max=30",
+    "repeat_action_probability=0.0",
+    "episodic_life=False",
+    "full_action_space=False",
+  ),
+  "evaluate_episodes": 32,
+  "machine": {"num_environments": 64, "unroll_length": 20},
+  "config": {
+    **_DECAYING,
+    "learning_rate": 6e-4,
+    "max_gradient_norm": 40.0,
+    "entropy_cost": 0.01,
+    "reward_clip": "unit",
+  },
+  "network": {"torso": "nature_cnn", "hidden_sizes": (512,)},
+}
+_MUJOCO = {
+  **_CONTINUOUS,
+  "num_env_steps": 10_000_000,
+  "evaluate_episodes": 32,
+  "machine": {"num_environments": 64, "unroll_length": 32},
+}
+
+# pattern -> {"num_env_steps": ..., "env_options": ..., "evaluate_episodes": ..., "machine": {...},
+# "config": {...}, "network": {...}}
 PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
   (
     "gymnax:Catch-bsuite",
@@ -77,6 +108,30 @@ PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
       "config": {**_DECAYING, "learning_rate": 1e-3},
     },
   ),
+  ("envpool:Pendulum-v*", _PENDULUM),
+  ("gymnasium:Pendulum-v*", _PENDULUM),
+  *(
+    (f"{suite}:{name}-v*", _MUJOCO)
+    for suite in ("envpool", "gymnasium")
+    for name in (
+      "Ant",
+      "BipedalWalker",
+      "CarRacing",
+      "HalfCheetah",
+      "Hopper",
+      "Humanoid",
+      "HumanoidStandup",
+      "InvertedDoublePendulum",
+      "InvertedPendulum",
+      "MountainCarContinuous",
+      "Pusher",
+      "Reacher",
+      "Swimmer",
+      "Walker2d",
+    )
+  ),
+  # What is left of envpool's v5 is Atari.
+  ("envpool:*-v5", _ATARI),
   (
     "*",
     {

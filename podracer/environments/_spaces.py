@@ -27,7 +27,9 @@ def observation_spec(name: str, space: Any) -> Any:
   if kind == "Tuple":
     return {str(i): observation_spec(name, part) for i, part in enumerate(space.spaces)}
   if kind == "Discrete":
-    return types.ArraySpec((), np.dtype("int32"), float(space.start), float(space.start + space.n - 1))
+    return types.ArraySpec(
+      (), np.dtype("int32"), float(space.start), float(space.start + space.n - 1)
+    )
   if kind == "MultiBinary":
     return types.ArraySpec(tuple(space.shape), np.dtype("float32"), 0.0, 1.0)
   config.check(

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,15 @@ from podracer import config
 LIBRARY = "envpool"
 EXTRA = "envpool"
 IS_HOST = True
-_OURS = ("num_envs", "batch_size", "num_threads", "seed", "env_seed", "env_type", "thread_affinity_offset")
+_OURS = (
+  "num_envs",
+  "batch_size",
+  "num_threads",
+  "seed",
+  "env_seed",
+  "env_type",
+  "thread_affinity_offset",
+)
 """Options that belong to the machine, not to the environment."""
 _AT_LEAST_ONE = ("frame_skip", "stack_num", "img_height", "img_width", "max_episode_steps")
 """envpool takes less than 1 of these and then does what it likes."""
@@ -77,6 +86,8 @@ def make(name: str, **options: Any) -> Any:
   from podracer import host_environment, types
   from podracer.environments import _adapt, _spaces
 
+  # Said of the bounds of float64 spaces, by every pool that is made.
+  warnings.filterwarnings("ignore", message=".*precision lowered by casting")
   full_name = f"envpool:{name}"
   try:
     defaults = dict(envpool.make_spec(name).config._asdict())
@@ -95,7 +106,9 @@ def make(name: str, **options: Any) -> Any:
     space, action_space = made.gymnasium_observation_space, made.gymnasium_action_space
   except (AssertionError, TypeError, ValueError, RuntimeError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise config.InputError(f"environment {full_name}: a bad value in {options}: {reason}") from error
+    raise config.InputError(
+      f"environment {full_name}: a bad value in {options}: {reason}"
+    ) from error
   config.check(
     defaults.get("max_num_players", 1) == 1,
     f"environment {full_name} has several players, which is not supported",
@@ -126,7 +139,7 @@ def make(name: str, **options: Any) -> Any:
       **arguments,
     )
     cls = AsyncEnvPool if host.batch_size else EnvPool
-    return cls(pool, spec, len(seeds))
+    return cls(pool, spec, action_space, len(seeds))
 
   return host_environment.HostFactory(
     spec=spec,
@@ -153,11 +166,11 @@ def _observation_spec(name: str, space: Any) -> Any:
 class EnvPool:
   """A synchronous pool as a `host_environment.HostEnvironment`."""
 
-  def __init__(self, pool: Any, spec: Any, num_environments: int):
+  def __init__(self, pool: Any, spec: Any, action_space: Any, num_environments: int):
     self.spec = spec
     self.num_environments = num_environments
     self._pool = pool
-    self._space = pool.spec.gymnasium_action_space
+    self._space = action_space
     self._was_last = np.zeros((num_environments,), bool)
 
   def reset(self) -> Any:
@@ -207,8 +220,8 @@ class EnvPool:
 class AsyncEnvPool(EnvPool):
   """A pool as a `host_environment.AsyncHostEnvironment`."""
 
-  def __init__(self, pool: Any, spec: Any, num_environments: int):
-    super().__init__(pool, spec, num_environments)
+  def __init__(self, pool: Any, spec: Any, action_space: Any, num_environments: int):
+    super().__init__(pool, spec, action_space, num_environments)
     self.batch_size = pool.config["batch_size"]
 
   def start(self) -> None:

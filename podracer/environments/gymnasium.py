@@ -8,6 +8,7 @@ with resets on the step after the last. Observations come back through shared me
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -98,7 +99,7 @@ def _make_one(name: str, options: dict[str, Any], render_mode: str | None) -> An
   import gymnasium
 
   if name in gymnasium.registry or ":" not in name:
-    extra = {} if render_mode is None else {"render_mode": render_mode}
+    extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     return gymnasium.make(name, **options, **extra)
   module_name, _, function_name = name.rpartition(":")
   function = getattr(importlib.import_module(module_name), function_name, None)
@@ -142,7 +143,7 @@ class GymnasiumEnvironment:
     num_workers = min(host.num_threads or os.cpu_count() or 1, len(seeds))
     # [B] -> shares that differ by one at most
     bounds = np.linspace(0, len(seeds), num_workers + 1).astype(int)
-    self._shares = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    self._shares = [slice(a, b) for a, b in itertools.pairwise(bounds)]
     layout = _layout(spec.observation)
     self._arena = _Arena.create(layout, len(seeds))
     self._was_last = np.zeros((len(seeds),), bool)
@@ -266,9 +267,7 @@ class _Arena:
     self._arrays: list[np.ndarray] = []
     offset = 0
     for shape, dtype in _leaves(layout, layout):
-      array: np.ndarray = np.ndarray(
-        (batch_size, *shape), dtype, buffer=block.buf, offset=offset
-      )
+      array: np.ndarray = np.ndarray((batch_size, *shape), dtype, buffer=block.buf, offset=offset)
       self._arrays.append(array)
       offset += _aligned(array.nbytes)
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import podracer
-from podracer import host_environment
-from podracer import evaluation, types
+from podracer import evaluation, host_environment, types
 from podracer.launch import policy as policy_lib
 
 

@@ -46,7 +46,10 @@ LIGHT = (
   "navix:SimpleCrossingS9N1-v0",
 )
 DOWNLOADS = ("gymnax:MNISTBandit-bsuite",)
-ALL = tuple(name for name in environments.names() if name not in DOWNLOADS)
+# Those of the host have tests of their own.
+ALL = tuple(
+  name for name in environments.names() if name not in DOWNLOADS and not environments.is_host(name)
+)
 
 
 def _param(name, is_slow):
