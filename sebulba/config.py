@@ -26,7 +26,8 @@ class SebulbaConfig:
   actor_devices: tuple[int, ...] = ()
   """Indices of the devices that act; by default all of one device, or of several about a quarter."""
   learner_devices: tuple[int, ...] = ()
-  """Indices of the devices that learn, which may be the same; by default those that don't act."""
+  """Indices of the devices that learn, which may be the same; by default those that don't act, as many
+  of them as divide the environments of an actor thread."""
   lag: str = LATEST
   """Whose parameters act: `latest` takes the newest there are; `fixed:k` those of exactly k updates
   before, whatever the timing; `lockstep` is fixed:0, in which acting and learning take turns."""
@@ -108,12 +109,14 @@ class SebulbaConfig:
       )
     everything = tuple(range(num_devices))
     # The paper's rule for agents without a model: about three learner cores for an actor core.
-    actors = (
-      self.actor_devices
-      or tuple(i for i in everything if i not in self.learner_devices)[: max(1, num_devices // 4)]
-      or everything[:1]
-    )
-    learners = self.learner_devices or tuple(i for i in everything if i not in actors) or actors
+    free = tuple(i for i in everything if i not in self.learner_devices)
+    actors = self.actor_devices or free[: max(1, num_devices // 4)] or everything[:1]
+    learners = self.learner_devices
+    if not learners:
+      rest = tuple(i for i in everything if i not in actors) or actors
+      # As many as get whole shares of an actor thread's environments.
+      per_thread = self.num_environments // (len(actors) * self.threads_per_actor_device)
+      learners = rest[: max(n for n in range(1, len(rest) + 1) if per_thread % n == 0)]
     return actors, learners
 
   def check(self, num_devices: int, num_minibatches: int) -> None:
