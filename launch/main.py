@@ -17,6 +17,7 @@ COMMANDS = {
   "watch": "render a video of a trained agent",
   "plot": "draw the learning curves of runs",
   "envs": "list the environments there are",
+  "tune": "find the fastest settings of sebulba on this machine",
 }
 
 
