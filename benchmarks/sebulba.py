@@ -34,10 +34,15 @@ def raw_speed(factory, num_environments, num_threads, seconds, batch_size=0):
   count = 0
   if batch_size:
     pool.async_reset()
-    step = lambda: pool.send(action, pool.recv()[-1]["env_id"])
   else:
     pool.reset()
-    step = lambda: pool.step(action)
+
+  def step():
+    if batch_size:
+      pool.send(action, pool.recv()[-1]["env_id"])
+    else:
+      pool.step(action)
+
   for _ in range(20):
     step()
   begin = time.perf_counter()

@@ -46,9 +46,9 @@ def main(args: Sequence[str]) -> None:
   command_line.check_choice("agent", wanted.agent, tuple(experiment.AGENTS))
   base = experiment.default_experiment(wanted.agent, "sebulba", wanted.env)
   base.check()
-  candidates = [c for c in _candidates(base.machine, wanted, max(1, wanted.num_devices))]
+  candidates = list(_candidates(base.machine, wanted, max(1, wanted.num_devices)))
   config_lib.check(
-    bool(candidates), "no number of environments given is divisible by a number of threads given"
+    bool(candidates), "no num_environments given is divisible by a threads_per_actor_device given"
   )
   from . import host
 

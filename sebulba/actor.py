@@ -97,6 +97,7 @@ class SyncCollector:
     self._refresh = refresh
     self._free: collections.deque[inference.Storage] = collections.deque()
     self._times = [np.int32(t) for t in range(length)]
+    self._is_compiled = False
     self._environment: Any = None
 
   def start(self) -> None:
@@ -124,11 +125,12 @@ class SyncCollector:
       if self._refresh is not None:
         self._clock.enter(clock_lib.PARAMETERS)
         version = self._refresh()
-      self._clock.enter(clock_lib.INFERENCE)
+      self._clock.enter(clock_lib.INFERENCE if self._is_compiled else clock_lib.COMPILE)
       action, storage, self._state = self._programs.act(
         version.params, key, storage, self._state, t, self._upload
       )
       host_action = np.asarray(action)
+      self._is_compiled = True
       self._clock.enter(clock_lib.ENVIRONMENT)
       timestep = self._step(host_action)
       num_resets += int(np.count_nonzero(self._was_last))

@@ -178,7 +178,7 @@ class AsyncCollector:
       if self._refresh is not None:
         self._clock.enter(clock_lib.PARAMETERS)
         version = self._refresh()
-      self._clock.enter(clock_lib.INFERENCE)
+      self._clock.enter(clock_lib.INFERENCE if self._count else clock_lib.COMPILE)
       places = self._places(environment, timestep.step_type, version.number)
       action, self._columns, self._state = self._programs.act(
         version.params,
@@ -189,7 +189,7 @@ class AsyncCollector:
         places,
         inference.pack(timestep),
       )
-      self._count = (self._count + 1) % 2**31
+      self._count = self._count + 1 if self._count < 2**31 - 1 else 1
       host_action = np.asarray(action)
       self._clock.enter(clock_lib.ENVIRONMENT)
       host_environment.check_action(self._environment.spec, host_action, len(environment))

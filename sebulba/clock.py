@@ -10,10 +10,11 @@ PARAMETERS = "parameters"
 UPDATE = "update"
 PUBLISH = "publish"
 UNROLLS = "unrolls"
+COMPILE = "compile"
 IDLE = "idle"
 
-WAITING = (QUEUE, PARAMETERS, UNROLLS, IDLE)
-"""Stages in which a thread waits for another, so that it is not the one to blame."""
+PATIENT = (QUEUE, PARAMETERS, UNROLLS, COMPILE, IDLE)
+"""Stages that may last: a thread waits for another, which is the one to blame, or for the compiler."""
 
 
 class StageClock:

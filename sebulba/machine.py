@@ -239,7 +239,7 @@ def _learn(
   # What comes before, building environments and programs, is not training.
   first: list[actor.Unroll] | None = threads.take_batch(counts.updates)
   assert first is not None
-  watch.enter(clock.UPDATE)
+  watch.enter(clock.COMPILE)
   machine.learner.compile(state, machine.learner.batch([unroll.shards for unroll in first]))
   while True:
     begin = time.perf_counter()

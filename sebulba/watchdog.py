@@ -17,6 +17,7 @@ _DOING = {
   clock.UPDATE: "updating",
   clock.PUBLISH: "publishing parameters",
   clock.UNROLLS: "waiting for unrolls of the actors",
+  clock.COMPILE: "compiling",
   clock.IDLE: "idle",
 }
 
@@ -29,7 +30,7 @@ class Watchdog:
 
     Args:
       clocks: of all threads.
-      timeout_seconds: for which a thread may stay in a stage that waits for no other thread.
+      timeout_seconds: for which a thread may stay in a stage that should be short.
       ending: told of a stall.
     """
     self._clocks = clocks
@@ -47,7 +48,7 @@ class Watchdog:
     stuck = [
       c
       for c in self._clocks
-      if c.stage not in clock.WAITING and now - c.since > self._timeout_seconds
+      if c.stage not in clock.PATIENT and now - c.since > self._timeout_seconds
     ]
     if stuck:
       self._ending.fail(report.TrainingError(self.describe(stuck)))

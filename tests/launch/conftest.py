@@ -76,8 +76,11 @@ class Run:
   def train(self, *args, **keywords):
     return self.start(*args, **keywords).wait()
 
+  def process(self, *args):
+    return Process(args, self.root)
+
   def command(self, *args):
-    return Process(args, self.root).wait()
+    return self.process(*args).wait()
 
   def num_rows(self):
     path = self.workdir / "metrics.jsonl"
