@@ -172,7 +172,9 @@ def check_timestep(spec: types.EnvironmentSpec, timestep: types.TimeStep, batch_
         f"{list(shape)} of {np.dtype(leaf_spec.dtype)}"
       )
     # One sum instead of a mask: it is finite only if all are, but for an overflow, which is looked at.
-    if leaf.dtype.kind == "f" and not np.isfinite(leaf.sum()) and not np.isfinite(leaf).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+      is_suspect = leaf.dtype.kind == "f" and not np.isfinite(leaf.sum())
+    if is_suspect and not np.isfinite(leaf).all():
       bad = np.flatnonzero(~np.isfinite(leaf.reshape(batch_size, -1)).all(axis=1))
       raise ValueError(
         f"environment {spec.name} returned a {name} that is not finite, in environment "

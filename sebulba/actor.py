@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from podracer import episodes, host_environment, types
+from podracer import host_environment, types
 
 from . import channel as channel_lib
 from . import clock as clock_lib
@@ -27,14 +27,14 @@ class Unroll(NamedTuple):
     shards: one trajectory `[T+1, B / L, ...]` a learner device, on it.
     version: updates that made the oldest parameters it was acted with.
     num_steps: environment steps in it, resets not counted.
-    episodes: those that ended in it.
+    episodes: `[3]`, EpisodeTotals of those that ended in it.
     release: the learner calls it when it has learnt, and then no longer uses the shards.
   """
 
   shards: tuple[types.Trajectory, ...]
   version: int
   num_steps: int
-  episodes: episodes.EpisodeTotals
+  episodes: types.Array
   release: Callable[[], None]
 
 
@@ -45,8 +45,8 @@ class Collector(Protocol):
     """Makes and starts the environments."""
     ...
 
-  def unroll(self, key: types.Key, first: parameters.Version) -> "Filled":
-    """Acts until a trajectory of B environments and T steps is full."""
+  def unroll(self, keys: types.Key, first: parameters.Version) -> "Filled":
+    """Acts until a trajectory of B environments and T steps is full; `keys` are `[T]`."""
     ...
 
   def close(self) -> None:
@@ -60,7 +60,7 @@ class Filled(NamedTuple):
   trajectory: types.Trajectory
   version: int
   num_steps: int
-  episodes: episodes.EpisodeTotals
+  episodes: types.Array
   release: Callable[[], None]
 
 
@@ -108,10 +108,13 @@ class SyncCollector:
     self._check(timestep)
     self._was_last = np.zeros((self._environment.num_environments,), bool)
     self._upload: inference.Upload = inference.pack(timestep)
-    self._state = jax.device_put(self._programs.new_state(), self._device)
-    self._initial_state = jax.device_put(self._programs.new_state().agent, self._device)
+    self._tracker = jax.device_put(self._programs.new_tracker(), self._device)
+    # Two of them: one is donated from step to step, the other kept until the unroll is full.
+    self._state, self._initial_state = (
+      jax.device_put(self._programs.new_state(), self._device) for _ in range(2)
+    )
 
-  def unroll(self, key: types.Key, first: parameters.Version) -> Filled:
+  def unroll(self, keys: types.Key, first: parameters.Version) -> Filled:
     """See Collector."""
     # Put where it is: a program compiles once for arrays that belong to a device.
     storage = (
@@ -127,7 +130,7 @@ class SyncCollector:
         version = self._refresh()
       self._clock.enter(clock_lib.INFERENCE if self._is_compiled else clock_lib.COMPILE)
       action, storage, self._state = self._programs.act(
-        version.params, key, storage, self._state, t, self._upload
+        version.params, keys, storage, self._state, t, self._upload
       )
       host_action = np.asarray(action)
       self._is_compiled = True
@@ -139,12 +142,13 @@ class SyncCollector:
     self._clock.enter(clock_lib.TRANSFER)
     # The last time step is the first of the next unroll: it is put on the device once, for both.
     self._upload = jax.device_put(self._upload)
-    storage, self._state, totals, next_state = self._programs.finish(
-      storage, self._state, self._upload
+    storage, timesteps, self._tracker, totals, next_state = self._programs.finish(
+      storage, self._tracker, self._state, self._upload
     )
+    timesteps = timesteps._replace(observation=storage.observation)
     initial_state, self._initial_state = self._initial_state, next_state
     return Filled(
-      trajectory=types.Trajectory(storage.timesteps, storage.actor_outputs, initial_state),
+      trajectory=types.Trajectory(timesteps, storage.actor_outputs, initial_state),
       version=oldest,
       num_steps=len(self._was_last) * self._length - num_resets,
       episodes=totals,
@@ -246,7 +250,7 @@ class Actor:
     self.clock.enter(clock_lib.PARAMETERS)
     version = self._take_parameters(self._unroll)
     filled = self._collector.unroll(
-      self._programs.unroll_key(self._key, np.int32(self._unroll)), version
+      self._programs.unroll_keys(self._key, np.int32(self._unroll)), version
     )
     self.clock.enter(clock_lib.TRANSFER)
     unroll = self._place(filled)

@@ -20,11 +20,18 @@ from . import clock as clock_lib
 from . import stop as stop_lib
 
 
+class ActingState(NamedTuple):
+  """What acting carries from step to step, leaves `[B, ...]`."""
+
+  agent: types.State
+  episodes: episodes.EpisodeTracker
+
+
 class Columns(NamedTuple):
   """S columns, of which B at most are being filled and B - 1 at most are full.
 
   Attributes:
-    storage: `[T+1, S, ...]` and `[T, S, ...]`.
+    storage: as in `inference`, with S in the place of B.
     initial_state: `[S, ...]` of the agent.
   """
 
@@ -53,14 +60,14 @@ class Programs(NamedTuple):
 
   Attributes:
     new: () -> (Columns, ActingState).
-    act: (params, key, count, columns, state, places, upload) -> (action, columns, state); donates
+    act: (params, keys, count, columns, state, places, upload) -> (action, columns, state); donates
       columns and state.
     gather: (columns, state, index `[B]`) -> (trajectory, totals, state); donates the state.
   """
 
-  new: Callable[[], tuple[Columns, inference.ActingState]]
-  act: Callable[..., tuple[types.Array, Columns, inference.ActingState]]
-  gather: Callable[..., tuple[types.Trajectory, episodes.EpisodeTotals, inference.ActingState]]
+  new: Callable[[], tuple[Columns, ActingState]]
+  act: Callable[..., tuple[types.Array, Columns, ActingState]]
+  gather: Callable[..., tuple[types.Trajectory, types.Array, ActingState]]
 
 
 def make_programs(
@@ -70,48 +77,52 @@ def make_programs(
   num_columns = 2 * batch_size
   wide = inference.make_programs(agent, spec, num_columns, length, 1)
 
-  def new() -> tuple[Columns, inference.ActingState]:
-    state = inference.ActingState(
-      agent.initial_state(batch_size), episodes.make_tracker(batch_size)
-    )
+  def new() -> tuple[Columns, ActingState]:
+    state = ActingState(agent.initial_state(batch_size), episodes.make_tracker(batch_size))
     return Columns(wide.new_storage(), agent.initial_state(num_columns)), state
 
   def act(
     params: types.Params,
-    key: types.Key,
+    keys: types.Key,
     count: types.Array,
     columns: Columns,
-    state: inference.ActingState,
+    state: ActingState,
     places: Places,
     upload: inference.Upload,
-  ) -> tuple[types.Array, Columns, inference.ActingState]:
+  ) -> tuple[types.Array, Columns, ActingState]:
     timestep = inference.unpack(upload)
     mine = jax.tree.map(lambda x: x[places.environment], state)
     output, agent_state = agent.act(
-      params, jax.random.fold_in(key, count), timestep, mine.agent, True
+      params, jax.random.fold_in(keys[0], count), timestep, mine.agent, True
     )
-    timesteps = _put(columns.storage.timesteps, timestep, places.t, places.column)
-    timesteps = _put(timesteps, timestep, length, places.full)
-    outputs = _put(columns.storage.actor_outputs, output, places.t, places.column)
+    storage = columns.storage
+    numbers, observation = storage.numbers, storage.observation
+    for t, column in ((places.t, places.column), (length, places.full)):
+      numbers = numbers.at[t, :, column].set(upload.numbers.T, mode="drop")
+      observation = _put(observation, upload.observation, t, column)
+    outputs = _put(storage.actor_outputs, output, places.t, places.column)
+    storage = inference.Storage(numbers, observation, outputs)
     # The state with which a column begins; an index past the end drops the others.
     begun = jnp.where(places.t == 0, places.column, num_columns)
     initial_state = jax.tree.map(
       lambda x, y: x.at[begun].set(y, mode="drop"), columns.initial_state, mine.agent
     )
-    new = inference.ActingState(agent_state, episodes.track(mine.episodes, timestep))
+    new = ActingState(agent_state, episodes.track(mine.episodes, timestep))
     state = jax.tree.map(lambda x, y: x.at[places.environment].set(y), state, new)
-    return output.action, Columns(inference.Storage(timesteps, outputs), initial_state), state
+    return output.action, Columns(storage, initial_state), state
 
   def gather(
-    columns: Columns, state: inference.ActingState, index: types.Array
-  ) -> tuple[types.Trajectory, episodes.EpisodeTotals, inference.ActingState]:
+    columns: Columns, state: ActingState, index: types.Array
+  ) -> tuple[types.Trajectory, types.Array, ActingState]:
     trajectory = types.Trajectory(
-      timesteps=jax.tree.map(lambda x: x[:, index], columns.storage.timesteps),
+      timesteps=inference.to_timesteps(columns.storage.numbers[:, :, index])._replace(
+        observation=jax.tree.map(lambda x: x[:, index], columns.storage.observation)
+      ),
       actor_outputs=jax.tree.map(lambda x: x[:, index], columns.storage.actor_outputs),
       initial_state=jax.tree.map(lambda x: x[index], columns.initial_state),
     )
     tracker, totals = episodes.drain(state.episodes)
-    return trajectory, totals, state._replace(episodes=tracker)
+    return trajectory, inference.stack(totals), state._replace(episodes=tracker)
 
   return Programs(
     new=jax.jit(new),
@@ -167,7 +178,7 @@ class AsyncCollector:
     self._num_steps = np.zeros((2 * size,), np.int64)
     self._environment.start()
 
-  def unroll(self, key: types.Key, first: parameters.Version) -> actor.Filled:
+  def unroll(self, keys: types.Key, first: parameters.Version) -> actor.Filled:
     """See Collector."""
     version, size = first, self._environment.num_environments
     while len(self._full) < size:
@@ -182,7 +193,7 @@ class AsyncCollector:
       places = self._places(environment, timestep.step_type, version.number)
       action, self._columns, self._state = self._programs.act(
         version.params,
-        key,
+        keys,
         np.int32(self._count),
         self._columns,
         self._state,

@@ -17,26 +17,21 @@ from podracer import episodes, learner, types
 
 
 class Storage(NamedTuple):
-  """A trajectory being filled.
+  """A trajectory being filled: few arrays, for each one costs every step.
 
   Attributes:
-    timesteps: `[T+1, B, ...]`.
+    numbers: `[T+1, 3, B]` float32: step types, rewards, discounts.
+    observation: `[T+1, B, ...]`.
     actor_outputs: `[T, B, ...]`.
   """
 
-  timesteps: types.TimeStep
+  numbers: types.Array
+  observation: types.Observation
   actor_outputs: types.ActorOutput
 
 
-class ActingState(NamedTuple):
-  """What acting carries from step to step, leaves `[B, ...]`."""
-
-  agent: types.State
-  episodes: episodes.EpisodeTracker
-
-
 class Upload(NamedTuple):
-  """A time step on its way to the device: one small array for its numbers, not one for each.
+  """A time step on its way to the device.
 
   Attributes:
     numbers: `[3, B]` float32: step type, reward, discount.
@@ -51,21 +46,25 @@ class Programs(NamedTuple):
   """Compiled when first called, on the device where their arguments are.
 
   Attributes:
-    unroll_key: (key of the actor, number of the unroll) -> key of the unroll.
+    unroll_keys: (key of the actor, number of the unroll) -> keys of its steps, `[T]`.
     new_storage: () -> Storage of zeros.
-    new_state: () -> ActingState at the beginning of episodes.
-    act: (params, key, storage, state, t, upload) -> (action, storage, state); `key` is that of the
-      unroll, `storage` and `state` are donated.
-    finish: (storage, state, upload) -> (storage, state, totals, initial_state) writes the last time
-      step; donates. `initial_state` is that of the agent for the unroll that follows.
+    new_tracker: () -> EpisodeTracker at the beginning of episodes.
+    act: (params, keys, storage, state, t, upload) -> (action, storage, state); `storage` and `state`, the
+      agent's, are donated.
+    finish: (storage, tracker, state, upload) -> (storage, timesteps, tracker, totals, state) writes the
+      last time step; donates storage and tracker. `timesteps` lack the observations, which are those
+      of `storage`; `totals`, `[3]`, are of `EpisodeTotals`; `state` is a copy of the agent's, with which
+      the next unroll begins.
+    new_state: () -> state of the agent at the beginning of episodes.
     split: trajectory -> one trajectory a learner device.
   """
 
-  unroll_key: Callable[..., types.Key]
+  unroll_keys: Callable[..., types.Key]
   new_storage: Callable[[], Storage]
-  new_state: Callable[[], ActingState]
-  act: Callable[..., tuple[types.Array, Storage, ActingState]]
-  finish: Callable[..., tuple[Storage, ActingState, episodes.EpisodeTotals, types.State]]
+  new_tracker: Callable[[], episodes.EpisodeTracker]
+  act: Callable[..., tuple[types.Array, Storage, types.State]]
+  finish: Callable[..., Any]
+  new_state: Callable[[], types.State]
   split: Callable[[types.Trajectory], tuple[types.Trajectory, ...]]
 
 
@@ -86,65 +85,87 @@ def make_programs(
     num_learners: devices that a trajectory is split over.
   """
 
-  def new_state() -> ActingState:
-    return ActingState(agent.initial_state(batch_size), episodes.make_tracker(batch_size))
+  def unroll_keys(key: types.Key, index: types.Array) -> types.Key:
+    # The law of Anakin's scan over the steps of an unroll.
+    return jax.random.split(learner.update_keys(key, index)[0], length)
 
   def new_storage() -> Storage:
-    timestep = types.TimeStep(
-      step_type=jnp.zeros((batch_size,), jnp.int8),
-      reward=jnp.zeros((batch_size,)),
-      discount=jnp.zeros((batch_size,)),
+    upload = Upload(
+      numbers=jnp.zeros((3, batch_size)),
       observation=types.zeros_like_spec(spec.observation, (batch_size,)),
     )
     output, _ = jax.eval_shape(
-      lambda key: agent.act(agent.init(key), key, timestep, agent.initial_state(batch_size), True),
+      lambda key: agent.act(
+        agent.init(key), key, unpack(upload), agent.initial_state(batch_size), True
+      ),
       jax.random.key(0),
     )
+
+    def zeros(num: int, tree: Any) -> Any:
+      return jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), tree)
+
     return Storage(
-      timesteps=jax.tree.map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), timestep),
-      actor_outputs=jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), output),
+      numbers=zeros(length + 1, upload.numbers),
+      observation=zeros(length + 1, upload.observation),
+      actor_outputs=zeros(length, output),
     )
 
   def act(
     params: types.Params,
-    key: types.Key,
+    keys: types.Key,
     storage: Storage,
-    state: ActingState,
+    state: types.State,
     t: types.Array,
     upload: Upload,
-  ) -> tuple[types.Array, Storage, ActingState]:
-    timestep = unpack(upload)
-    # All keys of the unroll are drawn and one is taken: the law of Anakin's scan over them.
-    act_key = jax.random.split(key, length)[t]
-    output, agent_state = agent.act(params, act_key, timestep, state.agent, True)
+  ) -> tuple[types.Array, Storage, types.State]:
+    output, state = agent.act(params, keys[t], unpack(upload), state, True)
     storage = Storage(
-      timesteps=write(storage.timesteps, timestep, t),
+      numbers=write(storage.numbers, upload.numbers, t),
+      observation=write(storage.observation, upload.observation, t),
       actor_outputs=write(storage.actor_outputs, output, t),
     )
-    # The time step that an unroll begins with was tracked as the last of the one before.
-    tracked = episodes.track(state.episodes, timestep)
-    tracker = jax.tree.map(lambda new, old: jnp.where(t > 0, new, old), tracked, state.episodes)
-    return output.action, storage, ActingState(agent_state, tracker)
+    return output.action, storage, state
 
   def finish(
-    storage: Storage, state: ActingState, upload: Upload
-  ) -> tuple[Storage, ActingState, episodes.EpisodeTotals, types.State]:
-    timestep = unpack(upload)
-    tracker, totals = episodes.drain(episodes.track(state.episodes, timestep))
-    storage = storage._replace(timesteps=write(storage.timesteps, timestep, length))
-    initial_state = jax.tree.map(jnp.copy, state.agent)
-    return storage, ActingState(state.agent, tracker), totals, initial_state
+    storage: Storage, tracker: episodes.EpisodeTracker, state: types.State, upload: Upload
+  ) -> Any:
+    storage = storage._replace(
+      numbers=write(storage.numbers, upload.numbers, length),
+      observation=write(storage.observation, upload.observation, length),
+    )
+    timesteps = to_timesteps(storage.numbers)
+    # The time step that an unroll begins with was tracked as the last of the one before.
+    arrived = jax.tree.map(lambda x: x[1:], timesteps)
+    tracker, _ = jax.lax.scan(lambda c, x: (episodes.track(c, x), None), tracker, arrived)
+    tracker, totals = episodes.drain(tracker)
+    return storage, timesteps, tracker, stack(totals), jax.tree.map(jnp.copy, state)
 
   def split(trajectory: types.Trajectory) -> tuple[types.Trajectory, ...]:
     return tuple(_columns(trajectory, i, batch_size // num_learners) for i in range(num_learners))
 
   return Programs(
-    unroll_key=jax.jit(lambda key, index: learner.update_keys(key, index)[0]),
+    unroll_keys=jax.jit(unroll_keys),
     new_storage=jax.jit(new_storage),
-    new_state=jax.jit(new_state),
+    new_tracker=jax.jit(lambda: episodes.make_tracker(batch_size)),
     act=jax.jit(act, donate_argnums=(2, 3)),
     finish=jax.jit(finish, donate_argnums=(0, 1)),
+    new_state=jax.jit(lambda: agent.initial_state(batch_size)),
     split=jax.jit(split),
+  )
+
+
+def stack(totals: episodes.EpisodeTotals) -> types.Array:
+  """Returns `[3]` float32: one array to be fetched, not three."""
+  return jnp.stack([jnp.asarray(x, jnp.float32) for x in totals])
+
+
+def to_timesteps(numbers: types.Array) -> types.TimeStep:
+  """Returns the time steps `[T+1, B]` of `[T+1, 3, B]` numbers, without observations."""
+  return types.TimeStep(
+    step_type=numbers[:, 0].astype(jnp.int8),
+    reward=numbers[:, 1],
+    discount=numbers[:, 2],
+    observation=(),
   )
 
 

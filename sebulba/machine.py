@@ -443,8 +443,8 @@ class _Since:
     self.num_steps += sum(unroll.num_steps for unroll in unrolls)
     self.lags += lags
     self.depths.append(depth)
-    for totals in jax.device_get([unroll.episodes for unroll in unrolls]):
-      self.episodes += [totals.return_sum, totals.length_sum, totals.num_episodes]
+    for unroll in unrolls:
+      self.episodes += np.asarray(unroll.episodes)
 
 
 def _metrics(

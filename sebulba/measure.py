@@ -91,13 +91,14 @@ def inference_speed(machine: machine_lib.Sebulba, seconds: float) -> float:
   def make(device: jax.Device) -> Callable[[], None]:
     here = jax.device_put(types.to_numpy(params), device)
     key = jax.device_put(jax.random.key(0), device)
+    keys = programs.unroll_keys(key, np.int32(0))
     carry = jax.device_put((programs.new_storage(), programs.new_state()), device)
 
     def act() -> None:
       nonlocal carry
       with jax.default_device(device):
         upload = inference.pack(timestep)
-        action, *carry_list = programs.act(here, key, *carry, np.int32(0), upload)
+        action, *carry_list = programs.act(here, keys, *carry, np.int32(0), upload)
       carry = tuple(carry_list)
       np.asarray(action)
 
@@ -115,7 +116,9 @@ def learner_speed(machine: machine_lib.Sebulba, seconds: float) -> float:
   def shards() -> tuple[types.Trajectory, ...]:
     storage = machine.programs.new_storage()
     trajectory = types.Trajectory(
-      storage.timesteps, storage.actor_outputs, machine.programs.new_state().agent
+      inference.to_timesteps(storage.numbers)._replace(observation=storage.observation),
+      storage.actor_outputs,
+      machine.programs.new_state(),
     )
     parts = machine.programs.split(trajectory)
     return tuple(jax.device_put(p, d) for p, d in zip(parts, topology.learners, strict=True))

@@ -80,6 +80,9 @@ class ParameterStore:
 
 def _place(params: types.Params, device: jax.Device) -> types.Params:
   """Returns the parameters on one device, without a copy where they are there already."""
+  leaves = jax.tree.leaves(params)
+  if all(leaf.sharding.device_set == {device} for leaf in leaves):
+    return params
 
   def place(x: jax.Array) -> jax.Array:
     for shard in x.addressable_shards:

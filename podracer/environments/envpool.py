@@ -93,6 +93,11 @@ def make(name: str, **options: Any) -> Any:
     defaults = dict(envpool.make_spec(name).config._asdict())
   except ImportError as error:
     raise config.InputError(f"environment {full_name} cannot be loaded: {error}") from error
+  except RuntimeError as error:
+    # One that has no defaults, such as VizdoomCustom-v1, whose scenario is a file of the user's.
+    raise config.InputError(
+      f"environment {full_name} cannot be loaded: {_first_line(error)}"
+    ) from error
   valid = {key: value for key, value in defaults.items() if key not in {*_OURS, *_OF_A_TASK}}
   _adapt.check_options(full_name, options, valid)
   options = _adapt.check_numbers(full_name, options, valid)
@@ -105,9 +110,8 @@ def make(name: str, **options: Any) -> Any:
     made = envpool.make_spec(name, **options)
     space, action_space = made.gymnasium_observation_space, made.gymnasium_action_space
   except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise config.InputError(
-      f"environment {full_name}: a bad value in {options}: {reason}"
+      f"environment {full_name}: a bad value in {options}: {_first_line(error)}"
     ) from error
   config.check(
     defaults.get("max_num_players", 1) == 1,
@@ -124,6 +128,10 @@ def make(name: str, **options: Any) -> Any:
 
   def make_batch(seeds: Sequence[int], host: host_environment.HostOptions) -> Any:
     arguments = dict(options)
+    config.check(
+      host.batch_size <= len(seeds),
+      f"environment {full_name}: {host.batch_size} environments at a time of only {len(seeds)}",
+    )
     if host.whole_episodes:
       arguments |= {key: False for key in ("episodic_life",) if key in valid}
     if host.render:
@@ -149,6 +157,10 @@ def make(name: str, **options: Any) -> Any:
     frames_per_second=max(1, 60 // frame_skip) if is_atari else 30,
     frames_per_step=frame_skip if is_atari else 1,
   )
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _observation_spec(name: str, space: Any) -> Any:

@@ -14,6 +14,7 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -145,26 +146,34 @@ class GymnasiumEnvironment:
     bounds = np.linspace(0, len(seeds), num_workers + 1).astype(int)
     self._shares = [slice(a, b) for a, b in itertools.pairwise(bounds)]
     layout = _layout(spec.observation)
-    self._arena = _Arena.create(layout, len(seeds))
     self._was_last = np.zeros((len(seeds),), bool)
     # Not forked: a child of a process in which JAX runs threads may hang.
     context = multiprocessing.get_context("spawn")
     self._workers: list[Any] = []
     self._pipes: list[multiprocessing.connection.Connection] = []
-    for share in self._shares:
-      ours, theirs = context.Pipe()
-      job = (name, options, layout, self._arena.name, len(seeds), share, list(seeds[share]))
-      render = host.render and share.start == 0
-      worker = context.Process(target=_work, args=(theirs, pickle.dumps(job), render), daemon=True)
+    self._arena = _Arena.create(layout, len(seeds))
+    try:
+      for share in self._shares:
+        job = (name, options, layout, self._arena.name, len(seeds), share, list(seeds[share]))
+        self._start(context, pickle.dumps(job), render=host.render and share.start == 0)
+    except BaseException:
+      self.close()
+      raise
+
+  def _start(self, context: Any, job: bytes, render: bool) -> None:
+    ours, theirs = context.Pipe()
+    self._pipes.append(ours)
+    try:
+      worker = context.Process(target=_work, args=(theirs, job, render), daemon=True)
       worker.start()
+    finally:
       theirs.close()
-      self._workers.append(worker)
-      self._pipes.append(ours)
+    self._workers.append(worker)
 
   def reset(self) -> Any:
-    """See HostEnvironment."""
-    for pipe in self._pipes:
-      pipe.send(("reset", None))
+    """See HostEnvironment; the seeds are for the first one, a second goes on from there."""
+    for worker in range(len(self._pipes)):
+      self._send(worker, "reset", None)
     for worker in range(len(self._pipes)):
       self._receive(worker)
     everywhere = np.ones((self.num_environments,), bool)
@@ -177,11 +186,8 @@ class GymnasiumEnvironment:
     from podracer.environments import _spaces
 
     action = _spaces.to_action(self.spec.action, self._action_space, action)
-    for worker, (pipe, share) in enumerate(zip(self._pipes, self._shares, strict=True)):
-      try:
-        pipe.send(("step", action[share]))
-      except (BrokenPipeError, ConnectionResetError):
-        self._say_died(worker)
+    for worker, share in enumerate(self._shares):
+      self._send(worker, "step", action[share])
     parts = [self._receive(worker) for worker in range(len(self._pipes))]
     reward, terminated, truncated = (np.concatenate(part) for part in zip(*parts, strict=True))
     timestep = self._timestep(self._was_last, reward, terminated, truncated)
@@ -190,7 +196,7 @@ class GymnasiumEnvironment:
 
   def render(self) -> np.ndarray:
     """See HostEnvironment."""
-    self._pipes[0].send(("render", None))
+    self._send(0, "render", None)
     picture = self._receive(0)
     if picture is None:
       raise config.InputError(f"environment {self.spec.name} cannot be rendered")
@@ -220,16 +226,21 @@ class GymnasiumEnvironment:
     observation = self._arena.copy()
     return host_environment.make_timestep(was_last, reward, terminated, truncated, observation)
 
+  def _send(self, worker: int, command: str, value: Any) -> None:
+    # Of a worker that has ended, `_receive` finds what it said last.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+      self._pipes[worker].send((command, value))
+
   def _receive(self, worker: int) -> Any:
     """Returns a worker's answer; raises what it raised, that it died, or that it is stuck."""
     pipe = self._pipes[worker]
     deadline = time.monotonic() + self._timeout_seconds
     try:
-      while not pipe.poll(_POLL_SECONDS):
-        if time.monotonic() > deadline:
+      while not pipe.poll(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
           raise TimeoutError(
             f"environment {self.spec.name}: {self._who(worker)} did not answer for "
-            f"{self._timeout_seconds:.0f} s"
+            f"{self._timeout_seconds:g} s"
           )
       kind, value = pipe.recv()
     except (EOFError, ConnectionResetError):
@@ -332,6 +343,8 @@ def _work(pipe: Any, job: bytes, render: bool) -> None:
   """A worker process: answers until it is told to close, or its parent is gone."""
   # Ctrl-C goes to the whole group; the parent saves and then closes its workers.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # An environment that is stuck reads no pipe, so would outlive a parent that was killed.
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   arena = vector = None
   try:
     name, options, layout, arena_name, batch_size, share, seeds = pickle.loads(job)
@@ -342,6 +355,8 @@ def _work(pipe: Any, job: bytes, render: bool) -> None:
       if command == "close":
         return
       pipe.send(("ok", _answer(vector, command, value, seeds, arena, share)))
+      if command == "reset":
+        seeds = None
   except (EOFError, BrokenPipeError, KeyboardInterrupt):
     return  # The parent is gone.
   except Exception:
@@ -353,6 +368,13 @@ def _work(pipe: Any, job: bytes, render: bool) -> None:
         vector.close()
     if arena is not None:
       arena.close()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
 
 
 def _make_vector(name: str, options: dict[str, Any], num_environments: int, render: bool) -> Any:
@@ -370,7 +392,7 @@ def _make_vector(name: str, options: dict[str, Any], num_environments: int, rend
 
 
 def _answer(
-  vector: Any, command: str, value: Any, seeds: list[int], arena: _Arena, share: slice
+  vector: Any, command: str, value: Any, seeds: list[int] | None, arena: _Arena, share: slice
 ) -> Any:
   if command == "render":
     # Only the first has a picture to show.

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from podracer import environment, host_environment, testing, types
+from podracer import environment, testing, types
 
 FIRST, MID, LAST = types.FIRST, types.MID, types.LAST
 # Step types, rewards, discounts and positions of six steps of one kind of episode.
@@ -174,46 +174,3 @@ def test_random_numbers_differ_between_steps_and_environments():
   )
   observations = _walk(made, _keys(5), 20).observation
   assert len(np.unique(observations)) == observations.size
-
-
-def test_host_environment_takes_the_course_of_the_batch():
-  made = testing.chain_environment(((3, "terminate"), (1, "truncate")))
-  host = host_environment.JaxHostEnvironment(made, num_environments=4, seed=7)
-  assert host.spec == made.spec
-  assert host.num_environments == 4
-  expected = _walk(made, _keys(4, seed=7), 8)
-  timesteps = [host.reset()]
-  timesteps += [host.step(np.zeros(4, np.int32)) for _ in range(8)]
-  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(timesteps))
-  _assert_equal(jax.tree.map(lambda *x: np.stack(x), *timesteps), expected)
-  host.close()
-
-
-def test_host_environment_begins_new_episodes_on_a_second_reset():
-  host = host_environment.JaxHostEnvironment(testing.probe_observation(), num_environments=64)
-  first, second = host.reset(), host.reset()
-  assert np.all(second.is_first())
-  assert np.any(first.observation != second.observation)
-
-
-def test_host_environment_tells_wrong_use():
-  host = host_environment.JaxHostEnvironment(testing.chain_environment(), num_environments=2)
-  with pytest.raises(RuntimeError, match=r"step\(\) was called before reset\(\)"):
-    host.step(np.zeros(2, np.int32))
-  with pytest.raises(ValueError, match="chain cannot be rendered"):
-    host.render()
-
-
-def test_host_environment_renders_its_first_environment():
-  made = testing.chain_environment(((5, "terminate"),))
-
-  def render(state):
-    return np.full((2, 2, 3), int(state[1]), np.uint8)
-
-  host = host_environment.JaxHostEnvironment(made._replace(render=render), num_environments=2)
-  with pytest.raises(RuntimeError, match="before reset"):
-    host.render()
-  host.reset()
-  assert np.all(host.render() == 0)
-  host.step(np.zeros(2, np.int32))
-  assert np.all(host.render() == 1)
