@@ -39,6 +39,20 @@ _PICTURES: dict[str, Any] = {
   },
 }
 
+# Returns of hundreds: without PopArt the first advantages are so large that the policy collapses.
+_LARGE_RETURNS: dict[str, Any] = {
+  "num_env_steps": 3_000_000,
+  "machine": {"num_environments": 64, "unroll_length": 32},
+  "config": {
+    **_DECAYING,
+    "learning_rate": 2e-3,
+    "entropy_cost": 0.02,
+    "vtrace_lambda": 0.95,
+    "popart": True,
+    "popart_step_size": 1e-2,
+  },
+}
+
 # Atari as most report it: no sticky actions, whole games (no end at the loss of a life), 30 no-ops at
 # most, grey 84 x 84 pictures of 4 frames; rewards are clipped in the loss only.
 _ATARI: dict[str, Any] = {
@@ -109,6 +123,11 @@ PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
       "machine": _MANY_UPDATES,
       "config": {**_DECAYING, "learning_rate": 1e-3},
     },
+  ),
+  *(
+    (f"{suite}:{name}-v*", _LARGE_RETURNS)
+    for suite in ("envpool", "gymnasium")
+    for name in ("Acrobot", "LunarLander", "MountainCar")
   ),
   ("envpool:Pendulum-v*", _PENDULUM),
   ("gymnasium:Pendulum-v*", _PENDULUM),

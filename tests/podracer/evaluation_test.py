@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from podracer import agent as agent_lib
-from podracer import evaluation, testing, types
+from podracer import environments, evaluation, host_environment, testing, types
+from podracer.agents import impala
 
 # Half of the episodes have one step and return 1, half have five and return 15.
 MIXED = testing.chain_environment(((1, "terminate"), (5, "truncate")))
@@ -69,3 +70,84 @@ def test_a_seed_twice_is_the_same_and_it_stops_when_asked():
   first, second = (evaluate(MIXED, 50, seed=1) for _ in range(2))
   np.testing.assert_array_equal(first.returns, second.returns)
   assert evaluate(MIXED, 50, should_stop=lambda: True) is None
+
+
+CHAIN = testing.chain_environment(((1, "terminate"), (5, "truncate"), (3, "terminate")))
+# By length: 1, 1+2+3, 1+2+3+4+5.
+RETURNS = {1: 1.0, 3: 6.0, 5: 15.0}
+
+
+class Recorded:
+  """A factory of host environments that remembers those it made."""
+
+  def __init__(self, made, fails_at=None):
+    self.environments, self._made, self._fails_at = [], made, fails_at
+    self.factory = host_environment.from_jax(made)._replace(make=self.make)
+
+  def make(self, seeds, options):
+    assert options.whole_episodes
+    host = host_environment.JaxHostEnvironment(self._made, len(seeds), seed=seeds[0])
+    host.is_closed, host.num_steps, step = False, 0, host.step
+
+    def counted(action):
+      host.num_steps += 1
+      if host.num_steps == self._fails_at:
+        raise ZeroDivisionError("the environment's own fault")
+      return step(action)
+
+    host.step = counted
+    host.close = lambda: setattr(host, "is_closed", True)
+    self.environments.append(host)
+    return host
+
+
+def evaluate_host(recorded, num_episodes=24, **keywords):
+  agent = impala.make_agent(impala.ImpalaConfig(), recorded.factory.spec)
+  run = evaluation.make_evaluator(
+    agent, recorded.factory, num_episodes=num_episodes, max_environments=8, **keywords
+  )
+  return lambda *args: run(agent.init(jax.random.key(0)), jax.random.key(1), *args)
+
+
+def test_host_episodes_are_whole_and_returns_those_by_hand():
+  recorded = Recorded(CHAIN)
+  result = evaluate_host(recorded)()
+  assert len(result.returns) == len(result.lengths) == 24
+  np.testing.assert_array_equal(result.returns, [RETURNS[int(n)] for n in result.lengths])
+  assert set(result.lengths.tolist()) == {1, 3, 5}
+  assert result.num_cut == 0
+  assert all(host.is_closed for host in recorded.environments)
+
+
+def test_host_quotas_favour_no_short_episodes():
+  # Each environment plays its quota: the law of the lengths is that of resets, a third each.
+  result = evaluate_host(Recorded(CHAIN), num_episodes=600)()
+  shares = [np.mean(result.lengths == n) for n in (1, 3, 5)]
+  # Six standard errors of a third among 600.
+  np.testing.assert_allclose(shares, 1 / 3, atol=0.12)
+
+
+def test_host_episodes_that_do_not_end_are_cut_and_counted():
+  endless = testing.chain_environment(((1000, "terminate"),), rewards=[1.0] * 1000)
+  result = evaluate_host(Recorded(endless), num_episodes=8, max_episode_steps=7)()
+  assert result.num_cut == 8
+  np.testing.assert_array_equal(result.lengths, 7)
+  np.testing.assert_array_equal(result.returns, 7.0)
+
+
+def test_a_host_evaluation_that_is_stopped_or_fails_closes_its_environments():
+  recorded = Recorded(CHAIN)
+  assert evaluate_host(recorded)(lambda: True) is None
+  assert recorded.environments[0].is_closed
+  recorded = Recorded(CHAIN, fails_at=3)
+  with pytest.raises(ZeroDivisionError, match="own fault"):
+    evaluate_host(recorded)()
+  assert recorded.environments[0].is_closed
+
+
+def test_a_second_host_evaluation_with_the_same_key_is_the_same():
+  evaluate = evaluate_host(Recorded(environments.make("gymnax:CartPole-v1")), num_episodes=8)
+  first, second = evaluate(), evaluate()
+  np.testing.assert_array_equal(first.returns, second.returns)
+  np.testing.assert_array_equal(first.lengths, second.lengths)
+  np.testing.assert_array_equal(first.returns, first.lengths)

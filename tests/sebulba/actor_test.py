@@ -184,7 +184,9 @@ def test_every_observation_crosses_to_the_device_once(agent, counter, monkeypatc
   uploads.clear()
   num_unrolls = 3
   for _ in range(num_unrolls):
-    rig.collector.unroll(jax.random.split(jax.random.key(0), LENGTH), rig.store.newest(jax.devices()[0]))
+    rig.collector.unroll(
+      jax.random.split(jax.random.key(0), LENGTH), rig.store.newest(jax.devices()[0])
+    )
   # The first time step, and one a step; each as two arrays: its numbers and its observation.
   assert len(uploads) == 2 * (1 + num_unrolls * LENGTH)
 
