@@ -26,6 +26,10 @@ _MAX_PATCH_ELEMENTS = 1 << 18
 """Larger batches are cut: patches that leave the cache cost more than their product."""
 
 
+_MIN_PATCHES_TO_MATRIX = 4
+"""Every chunk reads the whole matrix, too: its patches have this many times as many elements at least."""
+
+
 class Conv(nn.Module):
   """A 2-D convolution with the parameters (`kernel`, `bias`) and the results of `nn.Conv`.
 
@@ -35,6 +39,7 @@ class Conv(nn.Module):
     strides: vertical and horizontal.
     padding: `SAME` or `VALID`.
     use_bias: whether a bias is added.
+    input_scale: by which the inputs are multiplied; with it bytes can be given as they are.
     kernel_init: initialiser of the `[h, w, in, out]` kernel.
     bias_init: initialiser of the `[out]` bias.
   """
@@ -44,16 +49,18 @@ class Conv(nn.Module):
   strides: tuple[int, int] = (1, 1)
   padding: str = "SAME"
   use_bias: bool = True
+  input_scale: float = 1.0
   kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
   bias_init: Callable[..., Any] = nn.initializers.zeros_init()
 
   @nn.compact
   def __call__(self, inputs: types.Array) -> types.Array:
-    """Maps `[B, H, W, C]` floats to `[B, H', W', features]`."""
+    """Maps `[B, H, W, C]` floats or bytes to `[B, H', W', features]`."""
     chex.assert_rank(inputs, 4)
     shape = (*self.kernel_size, inputs.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape)
-    outputs = convolve(inputs, kernel, self.strides, self.padding)
+    # Scaling the kernel does it, and costs nothing.
+    outputs = convolve(inputs, kernel * self.input_scale, self.strides, self.padding)
     if self.use_bias:
       outputs = outputs + self.param("bias", self.bias_init, (self.features,))
     return outputs
@@ -68,7 +75,8 @@ def convolve(
   """Convolves images with a kernel, lowered by platform. Reverse mode only: it has no jvp.
 
   Args:
-    inputs: `[B, H, W, C]` floats.
+    inputs: `[B, H, W, C]` floats, or integers, which get no gradient. Bytes are copied as bytes, and become
+      floats a cacheful at a time.
     kernel: `[h, w, C, O]` floats.
     strides: vertical and horizontal.
     padding: `SAME` or `VALID`.
@@ -80,6 +88,20 @@ def convolve(
   chex.assert_equal(inputs.shape[3], kernel.shape[2])
   pads = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
   return _convolve(inputs, kernel, tuple(strides), tuple((int(a), int(b)) for a, b in pads))
+
+
+def dense(inputs: types.Array, kernel: types.Array) -> types.Array:
+  """Multiplies vectors by a matrix: a convolution of images of one pixel, and as good for bytes.
+
+  Args:
+    inputs: `[B, F]` floats or integers, see `convolve`.
+    kernel: `[F, O]` floats.
+
+  Returns:
+    `[B, O]`.
+  """
+  chex.assert_rank([inputs, kernel], 2)
+  return convolve(inputs[:, None, None, :], kernel[None, None])[:, 0, 0]
 
 
 def max_pool(inputs: types.Array) -> types.Array:
@@ -134,17 +156,17 @@ def _convolve_backward(strides: Any, pads: Padding, residuals: Any, cotangent: t
       functools.partial(function, strides=strides, pads=pads), x, kernel
     )[1](ct)
 
-  # Two choices, so that XLA drops the first where the inputs are data.
-  x_bar, kernel_bar = (
-    lax.platform_dependent(
+  def gradient(index: int) -> types.Array:
+    return lax.platform_dependent(
       *residuals,
       cotangent,
-      cpu=lambda *args, i=i: pull_back(_as_matrix_product)(*args)[i],
-      default=lambda *args, i=i: pull_back(_as_convolution)(*args)[i],
+      cpu=lambda *args: pull_back(_as_matrix_product)(*args)[index],
+      default=lambda *args: pull_back(_as_convolution)(*args)[index],
     )
-    for i in range(2)
-  )
-  return x_bar, kernel_bar
+
+  # Two choices, so that XLA drops the first where the inputs are data.
+  is_float = jnp.issubdtype(residuals[0].dtype, jnp.floating)
+  return gradient(0) if is_float else None, gradient(1)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -154,6 +176,7 @@ def _as_convolution(
   x: types.Array, kernel: types.Array, strides: Any, pads: Padding
 ) -> types.Array:
   dimensions = ("NHWC", "HWIO", "NHWC")
+  x = x.astype(kernel.dtype)
   return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
 
 
@@ -196,7 +219,7 @@ def _unstrided(x: types.Array, kernel: types.Array, pads: Padding) -> types.Arra
 
   def convolve_chunk(chunk: types.Array) -> types.Array:
     patches, shape = _patches(chunk, kernel.shape, tile, pads)
-    return (patches @ matrix).reshape(shape)
+    return (patches.astype(kernel.dtype) @ matrix).reshape(shape)
 
   num_chunks = _num_chunks(x, kernel.shape, tile, pads)
   if num_chunks == 1:
@@ -216,6 +239,7 @@ def _unstrided_backward(pads: Padding, residuals: Any, cotangent: types.Array) -
   def matrix_gradient(chunk: types.Array, cotangent: types.Array) -> types.Array:
     # The patches are built again: to keep them costs more memory traffic than to copy them.
     patches, _ = _patches(chunk, kernel.shape, tile, pads)
+    patches = patches.astype(kernel.dtype)
     return patches.T @ cotangent.reshape(patches.shape[0], -1)
 
   num_chunks = _num_chunks(x, kernel.shape, tile, pads)
@@ -228,6 +252,8 @@ def _unstrided_backward(pads: Padding, residuals: Any, cotangent: types.Array) -
       (_split(x, num_chunks), _split(cotangent, num_chunks)),
     )
   (kernel_bar,) = jax.linear_transpose(lambda k: _banded(k, tile), kernel)(matrix_bar)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    return None, kernel_bar
   # The gradient to the inputs is a convolution with the kernel turned round: again one product,
   # where the transpose of the copies would be a sum of as many padded arrays.
   full_pads = tuple(
@@ -251,9 +277,11 @@ def _tile_width(width: int, features: int) -> int:
 def _num_chunks(x: types.Array, kernel_shape: tuple[int, ...], tile: int, pads: Padding) -> int:
   """Returns the least divisor of the batch that lets the patches of a chunk stay in the cache."""
   size = x.shape[0]
-  total = math.prod(jax.eval_shape(lambda x: _patches(x, kernel_shape, tile, pads)[0], x).shape)
+  shape = jax.eval_shape(lambda x: _patches(x, kernel_shape, tile, pads)[0], x).shape
+  matrix_elements = shape[1] * tile * kernel_shape[3]
+  most = max(_MAX_PATCH_ELEMENTS, _MIN_PATCHES_TO_MATRIX * matrix_elements)
   for num_chunks in range(1, size + 1):
-    if size % num_chunks == 0 and total <= num_chunks * _MAX_PATCH_ELEMENTS:
+    if size % num_chunks == 0 and math.prod(shape) <= num_chunks * most:
       return num_chunks
   return size
 

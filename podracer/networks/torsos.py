@@ -5,7 +5,7 @@ side by side and passes them through dense layers, in which the entries meet.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -31,19 +31,44 @@ _ACTIVATIONS: dict[str, Callable[[types.Array], types.Array]] = {
 
 
 class MLP(nn.Module):
-  """Dense layers with kernels of gain sqrt(2), each followed by the nonlinearity."""
+  """Dense layers with kernels of gain sqrt(2), each followed by the nonlinearity.
+
+  Attributes:
+    sizes: widths.
+    activation: name of the nonlinearity.
+    input_scale: by which inputs of bytes are multiplied.
+  """
 
   sizes: Sequence[int]
   activation: str = "relu"
+  input_scale: float = 1.0
 
   @nn.compact
   def __call__(self, inputs: types.Array) -> types.Array:
-    """Maps `[B, F]` to `[B, sizes[-1]]`."""
+    """Maps `[B, F]` floats or bytes to `[B, sizes[-1]]`."""
     chex.assert_rank(inputs, 2)
-    for size in self.sizes:
-      dense = nn.Dense(size, kernel_init=initializers.scaled(math.sqrt(2.0)))
+    kernel_init = initializers.scaled(math.sqrt(2.0))
+    for i, size in enumerate(self.sizes):
+      if inputs.dtype == jnp.uint8:
+        dense: nn.Module = _ByteDense(size, self.input_scale, kernel_init, name=f"Dense_{i}")
+      else:
+        dense = nn.Dense(size, kernel_init=kernel_init, name=f"Dense_{i}")
       inputs = _ACTIVATIONS[self.activation](dense(inputs))
     return inputs
+
+
+class _ByteDense(nn.Module):
+  """`nn.Dense` of bytes times a scale, with its parameters."""
+
+  features: int
+  input_scale: float
+  kernel_init: Callable[..., types.Array]
+
+  @nn.compact
+  def __call__(self, inputs: types.Array) -> types.Array:
+    kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    return convolution.dense(inputs, kernel * self.input_scale) + bias
 
 
 class ConvStack(nn.Module):
@@ -51,12 +76,15 @@ class ConvStack(nn.Module):
 
   channels: Sequence[int]
   activation: str = "relu"
+  input_scale: float = 1.0
 
   @nn.compact
   def __call__(self, images: types.Array) -> types.Array:
     """Maps `[B, H, W, C]` to `[B, H, W, channels[-1]]`."""
+    scales = _first(self.input_scale)
     for channels in self.channels:
-      images = _ACTIVATIONS[self.activation](convolution.Conv(channels)(images))
+      conv = convolution.Conv(channels, input_scale=next(scales))
+      images = _ACTIVATIONS[self.activation](conv(images))
     return images
 
 
@@ -64,12 +92,16 @@ class NatureCNN(nn.Module):
   """The convolutions of DQN; see Mnih et al. (2015), Methods, "Model architecture"."""
 
   activation: str = "relu"
+  input_scale: float = 1.0
 
   @nn.compact
   def __call__(self, images: types.Array) -> types.Array:
     """Maps `[B, H, W, C]` to `[B, H', W', 64]`, 7 x 7 from 84 x 84."""
+    scales = _first(self.input_scale)
     for channels, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-      conv = convolution.Conv(channels, (size, size), (stride, stride), padding="VALID")
+      conv = convolution.Conv(
+        channels, (size, size), (stride, stride), padding="VALID", input_scale=next(scales)
+      )
       images = _ACTIVATIONS[self.activation](conv(images))
     return images
 
@@ -81,22 +113,33 @@ class ImpalaResNet(nn.Module):
     channels: of each section; a section halves the image.
     num_blocks: residual blocks in a section.
     activation: name of the nonlinearity.
+    input_scale: by which the images are multiplied.
   """
 
   channels: Sequence[int]
   num_blocks: int = 2
   activation: str = "relu"
+  input_scale: float = 1.0
 
   @nn.compact
   def __call__(self, images: types.Array) -> types.Array:
     """Maps `[B, H, W, C]` to `[B, H', W', channels[-1]]`, H' = ceil(H / 2^sections)."""
     activate = _ACTIVATIONS[self.activation]
+    scales = _first(self.input_scale)
     for channels in self.channels:
-      images = convolution.max_pool(convolution.Conv(channels)(images))
+      conv = convolution.Conv(channels, input_scale=next(scales))
+      images = convolution.max_pool(conv(images))
       for _ in range(self.num_blocks):
         residual = convolution.Conv(channels)(activate(images))
         images = images + convolution.Conv(channels)(activate(residual))
     return activate(images)
+
+
+def _first(scale: float) -> Iterator[float]:
+  """Yields the scale of the first layer's inputs, and 1 for every other."""
+  yield scale
+  while True:
+    yield 1.0
 
 
 class Reader(nn.Module):
@@ -104,11 +147,14 @@ class Reader(nn.Module):
 
   Attributes:
     spec: of the entry.
-    image_torso: for an image, the module from `[B, H, W, C]` to `[B, H', W', C']`; else None.
+    image_torso: for an image, the module from `[B, H, W, C]` to `[B, H', W', C']`, which scales bytes
+      itself; else None.
+    keeps_bytes: True leaves bytes to the dense layers.
   """
 
   spec: types.ArraySpec
   image_torso: nn.Module | None = None
+  keeps_bytes: bool = False
 
   def __call__(self, entry: types.Array) -> types.Array:
     """Maps `[B, *spec.shape]` to `[B, F]` float32."""
@@ -116,9 +162,9 @@ class Reader(nn.Module):
     num_values = _num_one_hot(self.spec)
     if num_values:
       return jax.nn.one_hot(entry.astype(jnp.int32) - int(self.spec.minimum or 0), num_values)
-    values = entry.astype(jnp.float32)
-    if jnp.dtype(self.spec.dtype) == jnp.uint8:
-      values = values * (1.0 / (self.spec.maximum or 255))
+    values = entry
+    if not (_is_bytes(self.spec) and (self.keeps_bytes or self.image_torso is not None)):
+      values = entry.astype(jnp.float32) * _scale(self.spec)
     if self.image_torso is not None:
       if _is_channel_first(self.spec.shape):
         values = jnp.moveaxis(values, 1, -1)
@@ -180,14 +226,19 @@ def make_torso(
       f"torso {config.torso} reads images [H, W, C], this observation has shape {shapes};"
       " valid torsos: auto, mlp"
     )
-  readers = [
-    Reader(spec, _make_image_torso(config, spec.shape) if name in images else None)
-    for name, spec in entries.items()
-  ]
-  return Torso(tuple(entries), tuple(readers), MLP(config.hidden_sizes, config.activation))
+  # Bytes stay bytes as far as they can: as floats a batch of pictures is four times the memory.
+  (spec, *others) = entries.values()
+  keeps_bytes = not others and _is_bytes(spec) and bool(config.hidden_sizes)
+  readers = []
+  for name, entry in entries.items():
+    image_torso = _make_image_torso(config, entry) if name in images else None
+    readers.append(Reader(entry, image_torso, keeps_bytes and image_torso is None))
+  mlp = MLP(config.hidden_sizes, config.activation, _scale(spec) if keeps_bytes else 1.0)
+  return Torso(tuple(entries), tuple(readers), mlp)
 
 
-def _make_image_torso(config: config_lib.NetworkConfig, shape: tuple[int, ...]) -> nn.Module | None:
+def _make_image_torso(config: config_lib.NetworkConfig, spec: types.ArraySpec) -> nn.Module | None:
+  shape = spec.shape
   sides = shape[1:] if _is_channel_first(shape) else shape[:2]
   kind: str = config.torso
   if kind == "auto":
@@ -195,15 +246,17 @@ def _make_image_torso(config: config_lib.NetworkConfig, shape: tuple[int, ...]) 
   if kind == "mlp":
     return None
   if kind == "conv":
-    return ConvStack(config.conv_channels, config.activation)
+    return ConvStack(config.conv_channels, config.activation, _scale(spec))
   if kind == "impala_resnet":
-    return ImpalaResNet(config.resnet_channels, config.resnet_blocks, config.activation)
+    return ImpalaResNet(
+      config.resnet_channels, config.resnet_blocks, config.activation, _scale(spec)
+    )
   if min(sides) < _SMALL_IMAGE:
     raise config_lib.InputError(
       f"torso nature_cnn reads images of at least {_SMALL_IMAGE}x{_SMALL_IMAGE}, this observation"
       f" has shape {tuple(shape)}; valid torsos: auto, mlp, conv, impala_resnet"
     )
-  return NatureCNN(config.activation)
+  return NatureCNN(config.activation, _scale(spec))
 
 
 def _entries(tree: Any) -> dict[str, Any]:
@@ -219,6 +272,15 @@ def _num_one_hot(spec: types.ArraySpec) -> int:
     return 0
   num_values = int(spec.maximum - (spec.minimum or 0)) + 1
   return num_values if num_values <= _MAX_ONE_HOT else 0
+
+
+def _is_bytes(spec: types.ArraySpec) -> bool:
+  return jnp.dtype(spec.dtype) == jnp.uint8
+
+
+def _scale(spec: types.ArraySpec) -> float:
+  """Returns by what an entry is multiplied: bytes come to [0, 1]."""
+  return 1.0 / (spec.maximum or 255) if _is_bytes(spec) else 1.0
 
 
 def _is_image(spec: types.ArraySpec) -> bool:

@@ -61,6 +61,7 @@ def test_outputs_and_gradients_equal_those_of_flax(case):
 @pytest.mark.parametrize("limit", [1, 500, 2000])
 def test_cutting_the_batch_changes_nothing(monkeypatch, limit):
   monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
+  monkeypatch.setattr(convolution, "_MIN_PATCHES_TO_MATRIX", 0)
   ours, flax_conv, params, x = build(((3, 3), (1, 1), "SAME", (3, 4), 3, 16))
   x = jnp.concatenate([x, 2.0 * x])
   actual = jax.jit(value_and_gradients(ours))(params, x)
@@ -141,3 +142,38 @@ def test_max_pool_equals_flax(shape):
 def test_an_image_without_batch_axis_is_refused():
   with pytest.raises(AssertionError):
     convolution.convolve(jnp.zeros((10, 10, 4)), jnp.zeros((3, 3, 4, 8)))
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[9], CASES[10]], ids=str)
+def test_bytes_equal_scaled_floats(case):
+  """The same outputs and the same gradients of the kernel as with the floats they stand for."""
+  kernel_size, strides, padding, image, channels, features = case
+  shape = (3, *image, channels)
+  images = jax.random.randint(jax.random.key(0), shape, 0, 256).astype(jnp.uint8)
+  module = convolution.Conv(features, kernel_size, strides, padding, input_scale=1 / 255)
+  plain = convolution.Conv(features, kernel_size, strides, padding)
+  params = module.init(jax.random.key(1), images)
+
+  def loss(conv, x):
+    return lambda p: jnp.sum(jnp.sin(conv.apply(p, x)))
+
+  floats = images.astype(jnp.float32) / 255
+  found = jax.jit(jax.value_and_grad(loss(module, images)))(params)
+  expected = jax.jit(jax.value_and_grad(loss(plain, floats)))(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
+
+
+@pytest.mark.parametrize("size", [1, 7, 24])
+@pytest.mark.parametrize("limit", [1, 10**6])
+def test_dense_of_bytes_equals_a_product_of_floats(monkeypatch, size, limit):
+  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
+  monkeypatch.setattr(convolution, "_MIN_PATCHES_TO_MATRIX", 0)
+  inputs = jax.random.randint(jax.random.key(0), (size, 300), 0, 256).astype(jnp.uint8)
+  kernel = jax.random.normal(jax.random.key(1), (300, 5)) / 300
+
+  def loss(product):
+    return lambda k: jnp.sum(jnp.sin(product(k)))
+
+  found = jax.jit(jax.value_and_grad(loss(lambda k: convolution.dense(inputs, k))))(kernel)
+  expected = jax.value_and_grad(loss(lambda k: inputs.astype(jnp.float32) @ k))(kernel)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), found, expected)

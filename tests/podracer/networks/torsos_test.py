@@ -131,3 +131,19 @@ def test_a_torso_that_does_not_fit_is_refused_in_one_line(torso, spec, message):
   with pytest.raises(ValueError, match=message) as error:
     torsos.make_torso(config_lib.NetworkConfig(torso=torso), spec)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("torso", "shape"), [("mlp", (4, 40, 40)), ("conv", (9, 9, 3)), ("nature_cnn", (40, 40, 4))]
+)
+def test_bytes_are_read_as_the_floats_they_stand_for(torso, shape):
+  of_bytes, params, _ = build(array(*shape, dtype=jnp.uint8, minimum=0, maximum=10), torso=torso)
+  of_floats, expected_params, _ = build(array(*shape), torso=torso)
+  assert jax.tree.structure(params) == jax.tree.structure(expected_params)
+  images = jax.random.randint(jax.random.key(1), (3, *shape), 0, 11).astype(jnp.uint8)
+  np.testing.assert_allclose(
+    of_bytes.apply(params, images),
+    of_floats.apply(params, images.astype(jnp.float32) / 10),
+    rtol=1e-4,
+    atol=1e-5,
+  )
