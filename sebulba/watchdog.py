@@ -22,6 +22,11 @@ _DOING = {
 }
 
 
+_PERIOD_SECONDS = 1.0
+_SUSPENDED_SECONDS = 5.0
+"""The watchdog itself not having run for so long means that the whole process was suspended."""
+
+
 class Watchdog:
   """Ends a run in which a thread stays in one stage for too long."""
 
@@ -36,6 +41,7 @@ class Watchdog:
     self._clocks = clocks
     self._timeout_seconds = timeout_seconds
     self._ending = ending
+    self._last_look = self._resumed = time.perf_counter()
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
   def start(self) -> None:
@@ -45,10 +51,13 @@ class Watchdog:
   def look(self) -> None:
     """Ends the run if a thread is stuck now."""
     now = time.perf_counter()
+    if now - self._last_look > _SUSPENDED_SECONDS:
+      self._resumed = now
+    self._last_look = now
     stuck = [
       c
       for c in self._clocks
-      if c.stage not in clock.PATIENT and now - c.since > self._timeout_seconds
+      if c.stage not in clock.PATIENT and now - max(c.since, self._resumed) > self._timeout_seconds
     ]
     if stuck:
       self._ending.fail(report.TrainingError(self.describe(stuck)))
@@ -61,7 +70,7 @@ class Watchdog:
     return f"stalled: {blamed}" + (f" (meanwhile {others})" if others else "")
 
   def _watch(self) -> None:
-    while not self._ending.wait(min(1.0, self._timeout_seconds / 4)):
+    while not self._ending.wait(min(_PERIOD_SECONDS, self._timeout_seconds / 4)):
       self.look()
 
 

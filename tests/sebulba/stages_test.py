@@ -59,12 +59,30 @@ def test_the_watchdog_names_who_is_stuck_and_who_waits(monkeypatch):
   actor.enter(clock.ENVIRONMENT)
   ending = stop.Stop()
   dog = watchdog.Watchdog([learner, actor], 60.0, ending)
-  now[0] = 59.0
-  dog.look()
-  assert not ending.requested
+  for second in range(61):
+    now[0] = float(second)
+    dog.look()
+    assert not ending.requested
   now[0] = 61.0
   dog.look()
   assert str(ending.error) == (
     "stalled: actor 1 is stepping Pong (0 .. 31) for 61 s (meanwhile the learner is waiting for unrolls "
     "of the actors)"
   )
+
+
+def test_a_process_that_was_suspended_is_not_stuck(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+  actor, ending = clock.StageClock("actor 0"), stop.Stop()
+  actor.enter(clock.ENVIRONMENT)
+  dog = watchdog.Watchdog([actor], 60.0, ending)
+  # Seconds 3 .. 999 are slept through.
+  for second in (1, 2, *range(1000, 1060)):
+    now[0] = float(second)
+    dog.look()
+  assert not ending.requested
+  for second in range(1060, 1062):
+    now[0] = float(second)
+    dog.look()
+  assert ending.requested
