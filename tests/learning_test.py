@@ -10,16 +10,17 @@ import sys
 import pytest
 
 
-def train(workdir, env, num_env_steps, *flags):
-  """Trains three seeds in one program; returns the mean return of each in the final evaluation."""
+def train(workdir, env, num_env_steps, *flags, num_seeds=3):
+  """Trains seeds in one program; returns the mean return of each in the final evaluation."""
   command = [sys.executable, "-m", "podracer.launch.main", "train", f"--env={env}"]
-  command += [f"--workdir={workdir}", f"--num_env_steps={num_env_steps}", "--num_seeds=3", *flags]
+  command += [f"--workdir={workdir}", f"--num_env_steps={num_env_steps}"]
+  command += [f"--num_seeds={num_seeds}", *flags]
   result = subprocess.run(command, capture_output=True, text=True)
   assert result.returncode == 0, result.stdout + result.stderr
   evaluation = json.loads((workdir / "evaluation.json").read_text())
-  assert evaluation["mode"] == "greedy" and evaluation["episodes"] == 3 * 128
-  returns = evaluation["seeds/return_mean"]
-  assert len(returns) == 3
+  assert evaluation["mode"] == "greedy" and evaluation["episodes"] == num_seeds * 128
+  returns = evaluation["seeds/return_mean"] if num_seeds > 1 else [evaluation["return_mean"]]
+  assert len(returns) == num_seeds
   print(env, returns)
   return returns
 
@@ -48,3 +49,12 @@ def test_memory_needs_the_lstm(tmp_path):
 def test_pendulum(tmp_path):
   # A random policy has about -1,200; good ones end between -150 and -250.
   assert min(train(tmp_path / "run", "gymnax:Pendulum-v1", 3_000_000)) >= -300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("lag", ["latest", "fixed:1"])
+def test_cartpole_on_the_host(tmp_path, lag, seed):
+  flags = (f"--lag={lag}", f"--seed={seed}")
+  (result,) = train(tmp_path / "run", "envpool:CartPole-v1", 2_000_000, *flags, num_seeds=1)
+  assert result >= 475
