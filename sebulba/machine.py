@@ -10,28 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import host_environment, learner, report
 
-from . import (
-  actor,
-  async_collector,
-  channel,
-  clock,
-  config,
-  inference,
-  parameters,
-  stages,
-  watchdog,
-)
+from . import actor, async_collector, clock, config, inference, stages
 from . import learner as learner_lib
 from . import stop as stop_lib
+from . import threads as threads_lib
 from . import topology as topology_lib
-
-JOIN_SECONDS = 5.0
 
 
 class Sebulba:
@@ -213,9 +201,16 @@ def run(
   counts = _Counts(counters)
   if counts.env_steps >= num_env_steps:
     return
-  threads = _Threads(machine, state, counts.updates, seed)
+  threads = threads_lib.Threads(
+    machine.topology,
+    machine.config,
+    machine.factory,
+    machine.programs,
+    machine.async_programs,
+  )
+  keys = machine.learner.actor_keys(state, len(machine.topology.actors))
   try:
-    threads.start()
+    threads.start(state, keys, counts.updates, seed)
     yield from _learn(machine, state, threads, counts, num_env_steps, pause_every, should_report)
   except stop_lib.Stopped:
     assert threads.stop.error is not None  # Nobody but the loop below asks for an end without one.
@@ -227,7 +222,7 @@ def run(
 def _learn(
   machine: Sebulba,
   state: learner_lib.SebulbaState,
-  threads: "_Threads",
+  threads: threads_lib.Threads,
   counts: "_Counts",
   num_env_steps: int,
   pause_every: int,
@@ -285,127 +280,6 @@ def _learn(
       raise report.TrainingError(learner.refusal_message(num_refused, metrics))
     if counts.env_steps >= num_env_steps:
       return
-
-
-class _Threads:
-  """The actors of a run, what connects them with the learner, and the watchdog."""
-
-  def __init__(
-    self, machine: Sebulba, state: learner_lib.SebulbaState, first_update: int, seed: int
-  ):
-    topology, self._config = machine.topology, machine.config
-    self._machine = machine
-    self._first_update = first_update
-    self._per_update = topology.unrolls_per_update
-    self._lag = machine.config.fixed_lag
-    num_actors = len(topology.actors)
-    self.stop = stop_lib.Stop()
-    self.clock = clock.StageClock("the learner")
-    self.channel: channel.Channel[actor.Unroll] = channel.Channel(
-      num_actors, machine.config.queue_size, self.stop
-    )
-    self.store = parameters.ParameterStore(topology.actor_devices, (self._lag or 0) + 1, self.stop)
-    self.store.publish(first_update, state.learner.params)
-    keys = machine.learner.actor_keys(state, num_actors)
-    # The environments of a resumed run begin anew, and not as the run itself began.
-    seeds = host_environment.make_seeds(
-      seed, topology.environments_per_actor * num_actors, stream=first_update
-    )
-    self.actors = [self._make_actor(i, keys[i], seeds) for i in range(num_actors)]
-    self._watchdog = watchdog.Watchdog(
-      [self.clock, *(a.clock for a in self.actors)], machine.config.stall_timeout_seconds, self.stop
-    )
-
-  def start(self) -> None:
-    """Starts all threads."""
-    for thread in self.actors:
-      thread.start()
-    self._watchdog.start()
-
-  def take_batch(self, update: int) -> list[actor.Unroll]:
-    """Waits for the unrolls of an update, and returns them."""
-    self.clock.enter(clock.UNROLLS)
-    number = update * self._per_update
-    in_turn = self._lag is not None
-    return [
-      self.channel.take((number + i) % len(self.actors) if in_turn else None)
-      for i in range(self._per_update)
-    ]
-
-  def close(self) -> None:
-    """Ends all threads; says so where one doesn't end."""
-    self.clock.enter(clock.IDLE)
-    self.stop.request()
-    deadline = time.monotonic() + JOIN_SECONDS
-    for thread in self.actors:
-      if not thread.join(max(0.0, deadline - time.monotonic())):
-        logging.error(
-          "%s did not end: it is in %s (%s)",
-          thread.clock.owner,
-          thread.clock.stage,
-          thread.clock.where,
-        )
-
-  def _make_actor(self, index: int, key: jax.Array, seeds: list[int]) -> actor.Actor:
-    machine, machine_config = self._machine, self._config
-    device = machine.topology.actors[index]
-    size = machine.topology.environments_per_actor
-    share = range(index * size, (index + 1) * size)
-    name = f"{machine.factory.spec.name} (environments {share[0]} .. {share[-1]})"
-    watch = clock.StageClock(f"actor {index}", name)
-    refresh = None
-    if machine_config.refresh == "step":
-      refresh = lambda: self.store.newest(device)  # noqa: E731
-    options = host_environment.HostOptions(
-      num_threads=machine_config.environment_threads
-      or default_environment_threads(len(machine.topology.actors)),
-      timeout_seconds=machine_config.stall_timeout_seconds,
-    )
-    if machine.async_programs is not None:
-      options = options._replace(batch_size=machine_config.async_batch_size or size // 2)
-    make = lambda: machine.factory.make([seeds[i] for i in share], options)  # noqa: E731
-    collector: actor.Collector
-    if machine.async_programs is not None:
-      collector = async_collector.AsyncCollector(
-        machine.async_programs,
-        device,
-        make,
-        machine_config.unroll_length,
-        watch,
-        self.stop,
-        refresh,
-      )
-    else:
-      collector = actor.SyncCollector(
-        machine.programs, device, make, machine_config.unroll_length, watch, self.stop, refresh
-      )
-    number = self._first_update * self._per_update
-    return actor.Actor(
-      index,
-      collector,
-      device,
-      machine.topology.learners,
-      machine.programs,
-      key=jax.device_put(key, device),
-      # Unroll u of actor i is the (u * actors + i)-th of the run: the first one not learnt from yet.
-      first_unroll=-(-(number - index) // len(machine.topology.actors)),
-      take_parameters=lambda unroll: self._parameters(index, unroll, device),
-      channel=self.channel,
-      clock=watch,
-      stop=self.stop,
-    )
-
-  def _parameters(self, index: int, unroll: int, device: jax.Device) -> parameters.Version:
-    """Waits for the parameters of an unroll, by the lag mode."""
-    if self._lag is None:
-      return self.store.newest(device)
-    update = (unroll * len(self._machine.topology.actors) + index) // self._per_update
-    return self.store.exactly(max(self._first_update, update - self._lag), device)
-
-
-def default_environment_threads(num_actors: int) -> int:
-  """Returns the cores that one actor thread's environments may have."""
-  return max(1, config_lib.num_cores() // num_actors)
 
 
 class _Counts:

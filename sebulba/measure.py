@@ -12,6 +12,7 @@ from podracer import host_environment, types
 
 from . import inference
 from . import machine as machine_lib
+from . import threads as threads_lib
 
 
 class Limits(NamedTuple):
@@ -60,7 +61,7 @@ def environment_speed(machine: machine_lib.Sebulba, seconds: float, seed: int = 
   num_actors, size = len(topology.actors), topology.environments_per_actor
   options = host_environment.HostOptions(
     num_threads=machine.config.environment_threads
-    or machine_lib.default_environment_threads(num_actors)
+    or threads_lib.default_environment_threads(num_actors)
   )
   seeds = host_environment.make_seeds(seed, num_actors * size)
   generator = np.random.default_rng(seed)

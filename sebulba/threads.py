@@ -1,0 +1,167 @@
+"""The threads of one host's run: who they are, what connects them, how they start and end."""
+
+import time
+
+import jax
+from absl import logging
+
+from podracer import config as config_lib
+from podracer import host_environment
+
+from . import (
+  actor,
+  async_collector,
+  channel,
+  clock,
+  config,
+  inference,
+  learner,
+  parameters,
+  watchdog,
+)
+from . import stop as stop_lib
+from . import topology as topology_lib
+
+JOIN_SECONDS = 5.0
+
+
+class Threads:
+  """The actors of a run, what connects them with the learner, and the watchdog."""
+
+  def __init__(
+    self,
+    topology: topology_lib.Topology,
+    machine_config: config.SebulbaConfig,
+    factory: host_environment.HostFactory,
+    programs: inference.Programs,
+    async_programs: async_collector.Programs | None,
+  ):
+    """Starts nothing.
+
+    Args:
+      topology: which thread is on which device.
+      machine_config: of the machine.
+      factory: makes the environments.
+      programs: of the actor devices.
+      async_programs: where environments are asynchronous, else None.
+    """
+    self._topology, self._config, self._factory = topology, machine_config, factory
+    self._programs, self._async_programs = programs, async_programs
+    self._per_update = topology.unrolls_per_update
+    self._lag = machine_config.fixed_lag
+    self._first_update = 0
+    self.stop = stop_lib.Stop()
+    self.clock = clock.StageClock("the learner")
+    self.channel: channel.Channel[actor.Unroll] = channel.Channel(
+      len(topology.actors), machine_config.queue_size, self.stop
+    )
+    self.store = parameters.ParameterStore(topology.actor_devices, (self._lag or 0) + 1, self.stop)
+    self.actors: list[actor.Actor] = []
+
+  def start(
+    self, state: learner.SebulbaState, keys: jax.Array, first_update: int, seed: int
+  ) -> None:
+    """Publishes the first parameters and starts all threads.
+
+    Args:
+      state: of the learner.
+      keys: `[num_actors]`, of the actors.
+      first_update: updates that made the state.
+      seed: of the environments.
+    """
+    topology = self._topology
+    self._first_update = first_update
+    self.store.publish(first_update, state.learner.params)
+    # The environments of a resumed run begin anew, and not as the run itself began.
+    num_environments = topology.environments_per_actor * len(topology.actors)
+    seeds = host_environment.make_seeds(seed, num_environments, stream=first_update)
+    self.actors = [self._make_actor(i, keys[i], seeds) for i in range(len(topology.actors))]
+    for thread in self.actors:
+      thread.start()
+    clocks = [self.clock, *(thread.clock for thread in self.actors)]
+    watchdog.Watchdog(clocks, self._config.stall_timeout_seconds, self.stop).start()
+
+  def take_batch(self, update: int) -> list[actor.Unroll]:
+    """Waits for the unrolls of an update, and returns them."""
+    self.clock.enter(clock.UNROLLS)
+    number = update * self._per_update
+    in_turn = self._lag is not None
+    return [
+      self.channel.take((number + i) % len(self.actors) if in_turn else None)
+      for i in range(self._per_update)
+    ]
+
+  def close(self) -> None:
+    """Ends all threads; says so where one doesn't end."""
+    self.clock.enter(clock.IDLE)
+    self.stop.request()
+    deadline = time.monotonic() + JOIN_SECONDS
+    for thread in self.actors:
+      if not thread.join(max(0.0, deadline - time.monotonic())):
+        logging.error(
+          "%s did not end: it is in %s (%s)",
+          thread.clock.owner,
+          thread.clock.stage,
+          thread.clock.where,
+        )
+
+  def _make_actor(self, index: int, key: jax.Array, seeds: list[int]) -> actor.Actor:
+    topology, machine_config = self._topology, self._config
+    device = topology.actors[index]
+    size = topology.environments_per_actor
+    share = range(index * size, (index + 1) * size)
+    name = f"{self._factory.spec.name} (environments {share[0]} .. {share[-1]})"
+    watch = clock.StageClock(f"actor {index}", name)
+    refresh = None
+    if machine_config.refresh == "step":
+      refresh = lambda: self.store.newest(device)  # noqa: E731
+    options = host_environment.HostOptions(
+      num_threads=machine_config.environment_threads
+      or default_environment_threads(len(topology.actors)),
+      timeout_seconds=machine_config.stall_timeout_seconds,
+    )
+    if self._async_programs is not None:
+      options = options._replace(batch_size=machine_config.async_batch_size or size // 2)
+    make = lambda: self._factory.make([seeds[i] for i in share], options)  # noqa: E731
+    collector: actor.Collector
+    if self._async_programs is not None:
+      collector = async_collector.AsyncCollector(
+        self._async_programs,
+        device,
+        make,
+        machine_config.unroll_length,
+        watch,
+        self.stop,
+        refresh,
+      )
+    else:
+      collector = actor.SyncCollector(
+        self._programs, device, make, machine_config.unroll_length, watch, self.stop, refresh
+      )
+    number = self._first_update * self._per_update
+    return actor.Actor(
+      index,
+      collector,
+      device,
+      topology.learners,
+      self._programs,
+      key=jax.device_put(key, device),
+      # Unroll u of actor i is the (u * actors + i)-th of the run: the first one not learnt from yet.
+      first_unroll=-(-(number - index) // len(topology.actors)),
+      take_parameters=lambda unroll: self._parameters(index, unroll, device),
+      channel=self.channel,
+      clock=watch,
+      stop=self.stop,
+    )
+
+  def _parameters(self, index: int, unroll: int, device: jax.Device) -> parameters.Version:
+    """Waits for the parameters of an unroll, by the lag mode."""
+    if self._lag is None:
+      return self.store.newest(device)
+    update = (unroll * len(self._topology.actors) + index) // self._per_update
+    return self.store.exactly(max(self._first_update, update - self._lag), device)
+
+
+def default_environment_threads(num_actors: int) -> int:
+  """Returns the cores that one actor thread's environments may have."""
+  return max(1, config_lib.num_cores() // num_actors)
