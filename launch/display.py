@@ -63,6 +63,9 @@ class Display:
     """Shows a report, and of the machine's own note the part before a semicolon."""
     self._completed = min(row["env_steps"], self._total)
     text = f"{row['env_steps']:,} steps  {row['steps_per_second']:,.0f}/s"
+    frames = row.get("frames_per_second", row["steps_per_second"])
+    if frames != row["steps_per_second"]:
+      text += f" ({frames:,.0f} frames/s)"
     episode_return = row.get("episode_return_mean", math.nan)
     if math.isfinite(episode_return):
       text += f"  return {episode_return:.2f}"

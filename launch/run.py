@@ -227,8 +227,8 @@ class _Run:
       screen.say(
         f"done: {env_steps:,} environment steps, {new_steps:,} of them in {seconds:.1f} s of training"
       )
-    if note:
-      screen.say(note)
+    for line in filter(None, note.split("; ")):
+      screen.say(f"  {line}")
     if summary:
       screen.say(evaluation_line(summary))
     screen.say(f"results: {workdir}/  learning_curve.png  metrics.jsonl  checkpoints/")

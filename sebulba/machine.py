@@ -273,7 +273,10 @@ def _learn(
       params=state.learner.params,
       items=machine.to_checkpoint(state),
       counters=counts.to_json(),
-      summary=laps.advice(),
+      summary=(
+        f"{laps.advice()}; {laps.table(since.num_steps)}; lag {metrics['lag/min']} .. "
+        f"{metrics['lag/mean']:.2f} .. {metrics['lag/max']}; {metrics['queue/depth']:.2f} unrolls waiting"
+      ),
     )
     num_refused = int(jax.device_get(state.learner.num_refused))
     if num_refused >= machine.max_refused_updates:

@@ -57,6 +57,16 @@ class Stages(NamedTuple):
     advice = _TURNS if both_wait else _ADVICE[name]
     return f"bottleneck: {name}, {share:.0%} of {who} time; what helps: {advice}"
 
+  def table(self, num_steps: int) -> str:
+    """Returns the time of each stage, for a person."""
+    per_step = self.seconds / max(1, num_steps) * 1e6
+    sides = []
+    for who, shares in (("actors", self.actor), ("learner", self.learner)):
+      largest_first = sorted(shares.items(), key=lambda entry: -entry[1])
+      named = (f"{name} {share * per_step:.1f}" for name, share in largest_first if share >= 0.005)
+      sides.append(f"{who}: {', '.join(named)}")
+    return "µs of wall time a step, " + "; ".join(sides)
+
 
 class Stopwatch:
   """Takes the differences of the threads' clocks between reports."""

@@ -37,6 +37,13 @@ def test_metrics_are_wall_seconds_a_step():
   }
 
 
+def test_the_table_has_microseconds_a_step():
+  made = make({"environment": 0.75, "queue": 0.25, "transfer": 0.001}, {"update": 1.0})
+  assert made.table(num_steps=100) == (
+    "µs of wall time a step, actors: environment 15000.0, queue 5000.0; learner: update 20000.0"
+  )
+
+
 def test_a_clock_adds_up_to_the_time_it_ran(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
