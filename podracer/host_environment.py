@@ -209,6 +209,26 @@ def make_timestep(
   )
 
 
+class JaxPrograms(NamedTuple):
+  """Compiled when first called.
+
+  Attributes:
+    reset: keys `[B]` -> (BatchState, TimeStep).
+    step: (BatchState, action) -> (BatchState, TimeStep).
+  """
+
+  reset: Callable[..., Any]
+  step: Callable[..., Any]
+
+
+def make_jax_programs(made: environment.Environment) -> JaxPrograms:
+  """Builds the programs that step batches of a JAX-native environment."""
+  return JaxPrograms(
+    reset=jax.jit(lambda keys: environment.reset(made, keys)),
+    step=jax.jit(lambda state, action: environment.step(made, state, action)),
+  )
+
+
 class JaxHostEnvironment:
   """A JAX-native environment driven as a host environment, by a user's own loop or by Sebulba."""
 
@@ -218,6 +238,7 @@ class JaxHostEnvironment:
     num_environments: int,
     seed: int = 0,
     keys: types.Key | None = None,
+    programs: JaxPrograms | None = None,
   ):
     """Compiles nothing yet.
 
@@ -226,13 +247,13 @@ class JaxHostEnvironment:
       num_environments: B.
       seed: of the environments' keys.
       keys: `[B]`, the environments' keys in place of those that `seed` gives.
+      programs: of `make_jax_programs`, where several batches share them.
     """
     self.spec = made.spec
     self.num_environments = num_environments
     self._environment = made
     self._keys = jax.random.split(jax.random.key(seed), num_environments) if keys is None else keys
-    self._reset = jax.jit(lambda keys: environment.reset(made, keys))
-    self._step = jax.jit(lambda state, action: environment.step(made, state, action))
+    self._reset, self._step = programs or make_jax_programs(made)
     self._state: environment.BatchState | None = None
 
   def reset(self) -> types.TimeStep:
@@ -262,18 +283,12 @@ class JaxHostEnvironment:
 
 def from_jax(made: environment.Environment) -> HostFactory:
   """Returns the factory of a JAX-native environment's batches."""
-  programs: list[JaxHostEnvironment] = []
+  programs = make_jax_programs(made)
 
   def make(seeds: Sequence[int], options: HostOptions) -> JaxHostEnvironment:
     del options
     keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-    host = JaxHostEnvironment(made, len(seeds), keys=keys)
-    # All batches share two compiled programs.
-    if programs:
-      host._reset, host._step = programs[0]._reset, programs[0]._step
-    programs.append(host)
-    del programs[1:]
-    return host
+    return JaxHostEnvironment(made, len(seeds), keys=keys, programs=programs)
 
   return HostFactory(
     spec=made.spec,

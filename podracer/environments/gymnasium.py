@@ -52,7 +52,8 @@ def make(name: str, **options: Any) -> Any:
   """Builds the factory of a gymnasium environment.
 
   Args:
-    name: a registered id, or `package.module:function` of a function that returns a `gymnasium.Env`.
+    name: a registered id; `package.module:id` where importing the module registers it; or
+      `package.module:function` of a function that returns a `gymnasium.Env`.
     **options: arguments of the environment, or of the function.
 
   Returns:
@@ -99,11 +100,15 @@ def _make_one(name: str, options: dict[str, Any], render_mode: str | None) -> An
   """Makes one environment, in whichever process."""
   import gymnasium
 
+  extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
   if name in gymnasium.registry or ":" not in name:
-    extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     return gymnasium.make(name, **options, **extra)
   module_name, _, function_name = name.rpartition(":")
-  function = getattr(importlib.import_module(module_name), function_name, None)
+  module = importlib.import_module(module_name)
+  if function_name in gymnasium.registry:
+    # gymnasium's own `module:id`: importing the module has registered it.
+    return gymnasium.make(function_name, **options, **extra)
+  function = getattr(module, function_name, None)
   if not callable(function):
     raise config.InputError(f"module {module_name} has no function {function_name}")
   made = function(**options)

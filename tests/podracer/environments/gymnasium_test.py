@@ -248,3 +248,20 @@ def test_bad_input_is_one_line(name, options, message):
   with pytest.raises(config.InputError, match=message) as caught:
     environments.make(f"gymnasium:{name}", **options)
   assert "\n" not in str(caught.value)
+
+
+def test_an_id_that_importing_a_module_registers(tmp_path, monkeypatch):
+  (tmp_path / "my_registered_games.py").write_text(
+    "import gymnasium\n"
+    "gymnasium.register('Mine/Pole-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv',"
+    " max_episode_steps=9)\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  factory = environments.make("gymnasium:my_registered_games:Mine/Pole-v0")
+  host = factory.make([0, 1], host_environment.HostOptions(num_threads=1, timeout_seconds=60))
+  try:
+    host.reset()
+    step_types = [host.step(np.zeros((2,), np.int32)).step_type.tolist() for _ in range(9)]
+  finally:
+    host.close()
+  assert 2 in {s for pair in step_types for s in pair}
