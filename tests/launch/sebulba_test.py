@@ -108,6 +108,7 @@ def assert_continues(run, make, before, *args):
   assert updates == sorted(set(updates))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_within_an_update_and_the_run_goes_on(make_process):
   run, make = make_process
   process = make(*CARTPOLE, "--num_env_steps=100000000")

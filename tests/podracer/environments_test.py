@@ -178,7 +178,10 @@ def test_jumanji_lists_each_task_of_one_discrete_action():
 
 
 def test_suites_have_what_a_suite_has():
-  assert environments.suites() == ("brax", "craftax", "gymnax", "jumanji", "navix", "pgx")
+  jax_native = ("brax", "craftax", "gymnax", "jumanji", "navix", "pgx")
+  assert environments.suites() == tuple(sorted((*jax_native, "envpool", "gymnasium")))
+  hosts = [name for name in environments.suites() if environments.is_host(f"{name}:x")]
+  assert hosts == ["envpool", "gymnasium"]
   for name in environments.suites():
     module = environments.suite(name)
     assert isinstance(module.LIBRARY, str)

@@ -61,8 +61,15 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("agent_config", [SGD, LSTM], ids=["mlp", "lstm"])
-@pytest.mark.parametrize("made", [ENDS, CARTPOLE], ids=lambda made: made.spec.name)
+@pytest.mark.parametrize(
+  ("made", "agent_config"),
+  [
+    pytest.param(ENDS, SGD, id="chain-mlp"),
+    pytest.param(CARTPOLE, LSTM, id="cartpole-lstm"),
+    pytest.param(ENDS, LSTM, id="chain-lstm", marks=pytest.mark.slow),
+    pytest.param(CARTPOLE, SGD, id="cartpole-mlp", marks=pytest.mark.slow),
+  ],
+)
 def test_lockstep_equals_anakin(made, agent_config):
   num_env_steps, seed = 400, 3
   agent = impala.make_agent(agent_config, made.spec)
@@ -97,7 +104,9 @@ def test_lockstep_equals_anakin(made, agent_config):
     assert news.metrics["lag/max"] == 0
 
 
-@pytest.mark.parametrize("lag", ["lockstep", "fixed:1", "fixed:3"])
+@pytest.mark.parametrize(
+  "lag", ["lockstep", "fixed:1", pytest.param("fixed:3", marks=pytest.mark.slow)]
+)
 def test_a_fixed_lag_gives_the_same_numbers_twice(lag):
   made = environments.make("envpool:CartPole-v1")
   first, second = (run(made, num_env_steps=2000, lag=lag) for _ in range(2))
@@ -128,7 +137,10 @@ SPLITS = [
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-@pytest.mark.parametrize("agent_config", [SGD, LSTM], ids=["mlp", "lstm"])
+@pytest.mark.parametrize(
+  "agent_config",
+  [pytest.param(SGD, id="mlp"), pytest.param(LSTM, id="lstm", marks=pytest.mark.slow)],
+)
 def test_the_split_changes_nothing_in_the_mathematics(split, agent_config):
   values = {"lag": "lockstep", "wrap": greedy, "agent_config": agent_config}
   alone = run(CARTPOLE, **values)
@@ -140,14 +152,10 @@ def test_the_split_changes_nothing_in_the_mathematics(split, agent_config):
   )
 
 
-@pytest.mark.parametrize("lag", ["latest", "fixed:1"])
 @pytest.mark.parametrize("refresh", ["unroll", "step"])
-def test_latest_learns_from_everything_and_states_its_lag(lag, refresh):
-  if refresh == "step" and lag != "latest":
-    refresh = "unroll"
-  found = run(
-    environments.make("envpool:CartPole-v1"), num_env_steps=4000, lag=lag, refresh=refresh
-  )
+def test_latest_learns_from_everything_and_states_its_lag(refresh):
+  made = environments.make("envpool:CartPole-v1")
+  found = run(made, num_env_steps=4000, lag="latest", refresh=refresh)
   for news in found:
     metrics = news.metrics
     assert 0 <= metrics["lag/min"] <= metrics["lag/mean"] <= metrics["lag/max"]
