@@ -17,12 +17,13 @@ Experiment = experiment.ExperimentConfig[Any, Any]
 EVALUATION_STREAM = 1
 
 
-def run(wanted: Experiment, start: float) -> int:
+def run(wanted: Experiment, start: float, signals: interrupts.Interrupts) -> int:
   """Trains until the run is complete or a signal ends it.
 
   Args:
     wanted: a checked configuration.
     start: `time.perf_counter()` at the beginning of the command.
+    signals: entered; a signal it notes ends the run.
 
   Returns:
     The exit code.
@@ -32,8 +33,7 @@ def run(wanted: Experiment, start: float) -> int:
   """
   if wanted.restart and experiment.has_run(wanted.workdir):
     print(f"moved the run that was there to {run_files.move_aside(wanted.workdir)}")
-  with interrupts.Interrupts() as signals:
-    return _Run(wanted, signals, start).train()
+  return _Run(wanted, signals, start).train()
 
 
 class _Run:

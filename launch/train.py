@@ -20,15 +20,15 @@ START = time.perf_counter()
 def main(args: Sequence[str]) -> None:
   """Runs the command."""
   wanted = parse(args)
-  try:
+  # Before JAX: an interrupt that is raised while a library is imported may be swallowed there.
+  with interrupts.Interrupts() as signals:
     # Only here does JAX come in: what a person gets wrong is answered before.
     from . import run
 
-    code = run.run(wanted, START)
-  except KeyboardInterrupt:
-    # Before the run has its own handler there is nothing to save.
-    print(f"{PROGRAM}: interrupted before training began", file=sys.stderr)
-    code = interrupts.EXIT_OFFSET + 2
+    if signals.requested:
+      print(f"{PROGRAM}: interrupted before training began", file=sys.stderr)
+      sys.exit(signals.exit_code)
+    code = run.run(wanted, START, signals)
   sys.exit(code)
 
 
