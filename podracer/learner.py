@@ -202,12 +202,7 @@ def _minibatch_updates(
 
   def minibatch_step(carry: LearnerState, xs: Any) -> tuple[LearnerState, types.Metrics]:
     index, step_key = xs
-    take = lambda axis: lambda x: jnp.take(x, index, axis=axis)  # noqa: E731
-    minibatch = types.Trajectory(
-      timesteps=jax.tree.map(take(1), trajectory.timesteps),
-      actor_outputs=jax.tree.map(take(1), trajectory.actor_outputs),
-      initial_state=jax.tree.map(take(0), trajectory.initial_state),
-    )
+    minibatch = types.map_batch(lambda axis, x: jnp.take(x, index, axis=axis), trajectory)
     return gradient_step(carry, step_key, minibatch)
 
   def epoch(carry: LearnerState, epoch_key: types.Key) -> tuple[LearnerState, types.Metrics]:

@@ -10,6 +10,8 @@ The transition that leaves a LAST time step is therefore no experience. `is_vali
 losses mask it, and counts of environment steps leave it out.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -152,6 +154,25 @@ def action_mask(observation: Observation) -> Array | None:
 def is_array_spec(value: Any) -> bool:
   """Returns True for an ArraySpec; the `is_leaf` of a map over a tree of them."""
   return isinstance(value, ArraySpec)
+
+
+def map_batch(function: Callable[..., Any], *trajectories: Trajectory) -> Trajectory:
+  """Maps over the leaves of trajectories, telling where their environments are.
+
+  Args:
+    function: (axis, *leaves) -> leaf; `axis` is that of the environments, 1 of what is time-major and 0
+      of the initial state.
+    *trajectories: of the same structure.
+
+  Returns:
+    A trajectory of what `function` returned.
+  """
+
+  def over(axis: int, parts: Sequence[Any]) -> Any:
+    return jax.tree.map(functools.partial(function, axis), *parts)
+
+  timesteps, outputs, states = zip(*trajectories, strict=True)
+  return Trajectory(over(1, timesteps), over(1, outputs), over(0, states))
 
 
 def zeros_like_spec(spec: Any, batch_shape: tuple[int, ...] = ()) -> Observation:

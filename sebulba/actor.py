@@ -7,7 +7,7 @@ environments, another has the device.
 import collections
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,40 +38,14 @@ class Unroll(NamedTuple):
   release: Callable[[], None]
 
 
-class Collector(Protocol):
-  """Makes unrolls: the difference between synchronous and asynchronous environments."""
-
-  def start(self) -> None:
-    """Makes and starts the environments."""
-    ...
-
-  def unroll(self, keys: types.Key, first: parameters.Version) -> "Filled":
-    """Acts until a trajectory of B environments and T steps is full; `keys` are `[T]`."""
-    ...
-
-  def close(self) -> None:
-    """Frees the environments."""
-    ...
-
-
-class Filled(NamedTuple):
-  """A full trajectory, still on the actor's device; the fields are as in `Unroll`."""
-
-  trajectory: types.Trajectory
-  version: int
-  num_steps: int
-  episodes: types.Array
-  release: Callable[[], None]
-
-
-class SyncCollector:
-  """T steps of: upload, act, download, step all environments."""
+class Collector:
+  """Makes unrolls; its kinds are the difference between synchronous and asynchronous environments."""
 
   def __init__(
     self,
-    programs: inference.Programs,
+    programs: Any,
     device: jax.Device,
-    make_environment: Callable[[], host_environment.HostEnvironment],
+    make_environment: Callable[[], Any],
     length: int,
     clock: clock_lib.StageClock,
     stop: stop_lib.Stop,
@@ -80,7 +54,7 @@ class SyncCollector:
     """Starts nothing.
 
     Args:
-      programs: of the device.
+      programs: of the device, those of the module of the kind.
       device: that acts.
       make_environment: makes the environments.
       length: T.
@@ -95,13 +69,34 @@ class SyncCollector:
     self._clock = clock
     self._stop = stop
     self._refresh = refresh
-    self._free: collections.deque[inference.Storage] = collections.deque()
-    self._times = [np.int32(t) for t in range(length)]
-    self._is_compiled = False
     self._environment: Any = None
 
   def start(self) -> None:
+    """Makes and starts the environments."""
+    raise NotImplementedError
+
+  def unroll(self, keys: types.Key, first: parameters.Version) -> Unroll:
+    """Acts until a trajectory of B environments and T steps is full; `keys` are `[T]`.
+
+    Returns:
+      The unroll with one shard, which is whole and still on the device that acts.
+    """
+    raise NotImplementedError
+
+  def close(self) -> None:
+    """Frees the environments."""
+    if self._environment is not None:
+      self._environment.close()
+
+
+class SyncCollector(Collector):
+  """T steps of: upload, act, download, step all environments."""
+
+  def start(self) -> None:
     """See Collector."""
+    self._free: collections.deque[inference.Storage] = collections.deque()
+    self._times = [np.int32(t) for t in range(self._length)]
+    self._is_compiled = False
     self._clock.enter(clock_lib.ENVIRONMENT)
     self._environment = self._make_environment()
     timestep = self._environment.reset()
@@ -114,7 +109,7 @@ class SyncCollector:
       jax.device_put(self._programs.new_state(), self._device) for _ in range(2)
     )
 
-  def unroll(self, keys: types.Key, first: parameters.Version) -> Filled:
+  def unroll(self, keys: types.Key, first: parameters.Version) -> Unroll:
     """See Collector."""
     # Put where it is: a program compiles once for arrays that belong to a device.
     storage = (
@@ -147,18 +142,13 @@ class SyncCollector:
     )
     timesteps = timesteps._replace(observation=storage.observation)
     initial_state, self._initial_state = self._initial_state, next_state
-    return Filled(
-      trajectory=types.Trajectory(timesteps, storage.actor_outputs, initial_state),
+    return Unroll(
+      shards=(types.Trajectory(timesteps, storage.actor_outputs, initial_state),),
       version=oldest,
       num_steps=len(self._was_last) * self._length - num_resets,
       episodes=totals,
       release=lambda: self._free.append(storage),
     )
-
-  def close(self) -> None:
-    """See Collector."""
-    if self._environment is not None:
-      self._environment.close()
 
   def _step(self, action: np.ndarray) -> types.TimeStep:
     spec, size = self._environment.spec, self._environment.num_environments
@@ -249,32 +239,30 @@ class Actor:
     """Makes one unroll and hands it over."""
     self.clock.enter(clock_lib.PARAMETERS)
     version = self._take_parameters(self._unroll)
-    filled = self._collector.unroll(
-      self._programs.unroll_keys(self._key, np.int32(self._unroll)), version
-    )
+    keys = self._programs.unroll_keys(self._key, np.int32(self._unroll))
+    unroll = self._collector.unroll(keys, version)
     self.clock.enter(clock_lib.TRANSFER)
-    unroll = self._place(filled)
+    unroll = self._place(unroll)
     self.clock.enter(clock_lib.QUEUE)
     self._channel.put(self._index, unroll)
     self._unroll += 1
 
-  def _place(self, filled: Filled) -> Unroll:
-    """Puts the shares of a trajectory on the learner devices."""
-    shards: tuple[types.Trajectory, ...] = (filled.trajectory,)
-    release = filled.release
-    if self._learners != (self._device,):
-      if len(self._learners) > 1:
-        shards = self._programs.split(filled.trajectory)
-      # A copy even where a share stays: the original is to be written again.
-      shards = tuple(
-        jax.device_put(shard, learner, may_alias=False)
-        for shard, learner in zip(shards, self._learners, strict=True)
-      )
-      jax.block_until_ready(shards)
-      release()
-      release = _nothing
-    return Unroll(shards, filled.version, filled.num_steps, filled.episodes, release)
+  def _place(self, unroll: Unroll) -> Unroll:
+    """Puts the shares of a whole unroll on the learner devices."""
+    if self._learners == (self._device,):
+      return unroll
+    shards = unroll.shards
+    if len(self._learners) > 1:
+      shards = self._programs.split(*shards)
+    # A copy even where a share stays: the original is to be written again.
+    shards = tuple(
+      jax.device_put(shard, learner, may_alias=False)
+      for shard, learner in zip(shards, self._learners, strict=True)
+    )
+    jax.block_until_ready(shards)
+    unroll.release()
+    return unroll._replace(shards=shards, release=keep_nothing)
 
 
-def _nothing() -> None:
-  pass
+def keep_nothing() -> None:
+  """Releases an unroll of which the actor uses no part again."""

@@ -17,7 +17,6 @@ from podracer import episodes, host_environment, types
 
 from . import actor, inference, parameters
 from . import clock as clock_lib
-from . import stop as stop_lib
 
 
 class ActingState(NamedTuple):
@@ -114,13 +113,11 @@ def make_programs(
   def gather(
     columns: Columns, state: ActingState, index: types.Array
   ) -> tuple[types.Trajectory, types.Array, ActingState]:
-    trajectory = types.Trajectory(
-      timesteps=inference.to_timesteps(columns.storage.numbers[:, :, index])._replace(
-        observation=jax.tree.map(lambda x: x[:, index], columns.storage.observation)
-      ),
-      actor_outputs=jax.tree.map(lambda x: x[:, index], columns.storage.actor_outputs),
-      initial_state=jax.tree.map(lambda x: x[index], columns.initial_state),
+    storage = columns.storage
+    every = types.Trajectory(
+      inference.unpack(storage), storage.actor_outputs, columns.initial_state
     )
+    trajectory = types.map_batch(lambda axis, x: jnp.take(x, index, axis=axis), every)
     tracker, totals = episodes.drain(state.episodes)
     return trajectory, inference.stack(totals), state._replace(episodes=tracker)
 
@@ -140,28 +137,8 @@ def _put(arrays: Any, values: Any, t: Any, column: Any) -> Any:
   )
 
 
-class AsyncCollector:
-  """See `actor.Collector`."""
-
-  def __init__(
-    self,
-    programs: Programs,
-    device: jax.Device,
-    make_environment: Callable[[], host_environment.AsyncHostEnvironment],
-    length: int,
-    clock: clock_lib.StageClock,
-    stop: stop_lib.Stop,
-    refresh: Callable[[], parameters.Version] | None = None,
-  ):
-    """Starts nothing; the arguments are as in `actor.SyncCollector`."""
-    self._programs = programs
-    self._device = device
-    self._make_environment = make_environment
-    self._length = length
-    self._clock = clock
-    self._stop = stop
-    self._refresh = refresh
-    self._environment: Any = None
+class AsyncCollector(actor.Collector):
+  """Whichever M environments are ready: receive, act and write into their columns, send."""
 
   def start(self) -> None:
     """See Collector."""
@@ -178,7 +155,7 @@ class AsyncCollector:
     self._num_steps = np.zeros((2 * size,), np.int64)
     self._environment.start()
 
-  def unroll(self, keys: types.Key, first: parameters.Version) -> actor.Filled:
+  def unroll(self, keys: types.Key, first: parameters.Version) -> actor.Unroll:
     """See Collector."""
     version, size = first, self._environment.num_environments
     while len(self._full) < size:
@@ -211,18 +188,13 @@ class AsyncCollector:
     # Before its columns are written again.
     jax.block_until_ready(trajectory)
     self._free.extend(int(column) for column in index)
-    return actor.Filled(
-      trajectory=trajectory,
+    return actor.Unroll(
+      shards=(trajectory,),
       version=int(self._version[index].min()),
       num_steps=int(self._num_steps[index].sum()),
       episodes=totals,
-      release=_nothing,
+      release=actor.keep_nothing,
     )
-
-  def close(self) -> None:
-    """See Collector."""
-    if self._environment is not None:
-      self._environment.close()
 
   def _places(self, environment: np.ndarray, step_type: np.ndarray, version: int) -> Places:
     """Returns where time steps belong, and moves on: full columns are noted, new ones begun."""
@@ -243,7 +215,3 @@ class AsyncCollector:
     self._num_steps[column] += step_type != types.LAST
     self._t[environment] = t + 1
     return Places(environment.astype(np.int32), column, t, full)
-
-
-def _nothing() -> None:
-  pass

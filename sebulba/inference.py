@@ -133,7 +133,7 @@ def make_programs(
       numbers=write(storage.numbers, upload.numbers, length),
       observation=write(storage.observation, upload.observation, length),
     )
-    timesteps = to_timesteps(storage.numbers)
+    timesteps = unpack(storage)._replace(observation=())
     # The time step that an unroll begins with was tracked as the last of the one before.
     arrived = jax.tree.map(lambda x: x[1:], timesteps)
     tracker, _ = jax.lax.scan(lambda c, x: (episodes.track(c, x), None), tracker, arrived)
@@ -141,7 +141,13 @@ def make_programs(
     return storage, timesteps, tracker, stack(totals), jax.tree.map(jnp.copy, state)
 
   def split(trajectory: types.Trajectory) -> tuple[types.Trajectory, ...]:
-    return tuple(_columns(trajectory, i, batch_size // num_learners) for i in range(num_learners))
+    size = batch_size // num_learners
+
+    def share(index: int, axis: int, x: types.Array) -> types.Array:
+      return jax.lax.slice_in_dim(x, index * size, (index + 1) * size, axis=axis)
+
+    shares = (functools.partial(share, i) for i in range(num_learners))
+    return tuple(types.map_batch(one, trajectory) for one in shares)
 
   return Programs(
     unroll_keys=jax.jit(unroll_keys),
@@ -159,16 +165,6 @@ def stack(totals: episodes.EpisodeTotals) -> types.Array:
   return jnp.stack([jnp.asarray(x, jnp.float32) for x in totals])
 
 
-def to_timesteps(numbers: types.Array) -> types.TimeStep:
-  """Returns the time steps `[T+1, B]` of `[T+1, 3, B]` numbers, without observations."""
-  return types.TimeStep(
-    step_type=numbers[:, 0].astype(jnp.int8),
-    reward=numbers[:, 1],
-    discount=numbers[:, 2],
-    observation=(),
-  )
-
-
 def pack(timestep: types.TimeStep) -> Upload:
   """Returns a time step of NumPy arrays ready to be uploaded."""
   numbers = np.empty((3, len(timestep.reward)), np.float32)
@@ -176,13 +172,14 @@ def pack(timestep: types.TimeStep) -> Upload:
   return Upload(numbers, timestep.observation)
 
 
-def unpack(upload: Upload) -> types.TimeStep:
-  """Returns the time step, on the device."""
+def unpack(packed: Upload | Storage) -> types.TimeStep:
+  """Returns the time step `[B, ...]` of an upload, or the time steps `[T+1, B, ...]` of a storage."""
+  numbers = packed.numbers  # [..., 3, B]
   return types.TimeStep(
-    step_type=upload.numbers[0].astype(jnp.int8),
-    reward=upload.numbers[1],
-    discount=upload.numbers[2],
-    observation=upload.observation,
+    step_type=numbers[..., 0, :].astype(jnp.int8),
+    reward=numbers[..., 1, :],
+    discount=numbers[..., 2, :],
+    observation=packed.observation,
   )
 
 
@@ -190,16 +187,3 @@ def write(arrays: Any, values: Any, t: Any) -> Any:
   """Returns arrays `[T, ...]` with `values`, `[...]`, at time t."""
   put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=t, axis=0)
   return jax.tree.map(lambda array, value: put(array, value.astype(array.dtype)), arrays, values)
-
-
-def _columns(trajectory: types.Trajectory, index: int, size: int) -> types.Trajectory:
-  """Returns the `index`-th group of `size` environments of a trajectory."""
-
-  def take(axis: int) -> Callable[[types.Array], types.Array]:
-    return lambda x: jax.lax.slice_in_dim(x, index * size, (index + 1) * size, axis=axis)
-
-  return types.Trajectory(
-    timesteps=jax.tree.map(take(1), trajectory.timesteps),
-    actor_outputs=jax.tree.map(take(1), trajectory.actor_outputs),
-    initial_state=jax.tree.map(take(0), trajectory.initial_state),
-  )

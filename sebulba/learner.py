@@ -52,11 +52,6 @@ class ShardedLearner:
     self._learner = learner.make_learner(agent, config, num_updates, axis_name=AXIS)
     time_major: Any = P(None, AXIS)
     trajectory: Any = types.Trajectory(time_major, time_major, P(AXIS))
-    self._shardings = jax.tree.map(
-      lambda spec: jax.sharding.NamedSharding(self.mesh, spec),
-      trajectory,
-      is_leaf=lambda x: isinstance(x, P),
-    )
     self._update = jax.jit(
       jax.shard_map(
         self._body,
@@ -91,7 +86,7 @@ class ShardedLearner:
     """Returns unrolls, each given by one shard a learner device, as arrays over all of them."""
     if self.mesh.size == 1:
       return [shards[0] for shards in unrolls]
-    return [jax.tree.map(self._join, self._expanded(shards[0]), *shards) for shards in unrolls]
+    return [types.map_batch(self._join, *shards) for shards in unrolls]
 
   def update(
     self, state: SebulbaState, sums: types.Metrics | None, trajectories: list[types.Trajectory]
@@ -148,13 +143,9 @@ class ShardedLearner:
       metrics = jax.tree.map(jnp.add, sums, metrics)
     return state.params, state._replace(params=None), metrics
 
-  def _expanded(self, like: types.Trajectory) -> types.Trajectory:
-    """Returns the shardings with the structure of a trajectory."""
-    parts = zip(self._shardings, like, strict=True)
-    return types.Trajectory(*(jax.tree.map(lambda _, s=s: s, part) for s, part in parts))
-
-  def _join(self, sharding: jax.sharding.NamedSharding, *shards: jax.Array) -> jax.Array:
-    axis = len(sharding.spec) - 1
+  def _join(self, axis: int, *shards: jax.Array) -> jax.Array:
+    """Returns arrays of one device each as one array over all of them, along `axis`."""
+    sharding = jax.sharding.NamedSharding(self.mesh, P(*[None] * axis, AXIS))
     shape = list(shards[0].shape)
     shape[axis] *= len(shards)
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, list(shards))
@@ -164,13 +155,4 @@ def _side_by_side(trajectories: list[types.Trajectory]) -> types.Trajectory:
   """Returns trajectories of B environments each as one of all their environments."""
   if len(trajectories) == 1:
     return trajectories[0]
-
-  def join(axis: int) -> Any:
-    return lambda *xs: jnp.concatenate(xs, axis=axis)
-
-  timesteps, outputs, states = zip(*trajectories, strict=True)
-  return types.Trajectory(
-    timesteps=jax.tree.map(join(1), *timesteps),
-    actor_outputs=jax.tree.map(join(1), *outputs),
-    initial_state=jax.tree.map(join(0), *states),
-  )
+  return types.map_batch(lambda axis, *xs: jnp.concatenate(xs, axis=axis), *trajectories)

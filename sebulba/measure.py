@@ -117,9 +117,7 @@ def learner_speed(machine: machine_lib.Sebulba, seconds: float) -> float:
   def shards() -> tuple[types.Trajectory, ...]:
     storage = machine.programs.new_storage()
     trajectory = types.Trajectory(
-      inference.to_timesteps(storage.numbers)._replace(observation=storage.observation),
-      storage.actor_outputs,
-      machine.programs.new_state(),
+      inference.unpack(storage), storage.actor_outputs, machine.programs.new_state()
     )
     parts = machine.programs.split(trajectory)
     return tuple(jax.device_put(p, d) for p, d in zip(parts, topology.learners, strict=True))

@@ -1,6 +1,8 @@
 """The threads of one host's run: who they are, what connects them, how they start and end."""
 
+import functools
 import time
+from typing import Any
 
 import jax
 from absl import logging
@@ -114,7 +116,7 @@ class Threads:
     watch = clock.StageClock(f"actor {index}", name)
     refresh = None
     if machine_config.refresh == "step":
-      refresh = lambda: self.store.newest(device)  # noqa: E731
+      refresh = functools.partial(self.store.newest, device)
     options = host_environment.HostOptions(
       num_threads=machine_config.environment_threads
       or default_environment_threads(len(topology.actors)),
@@ -122,22 +124,13 @@ class Threads:
     )
     if self._async_programs is not None:
       options = options._replace(batch_size=machine_config.async_batch_size or size // 2)
-    make = lambda: self._factory.make([seeds[i] for i in share], options)  # noqa: E731
-    collector: actor.Collector
+    kind: type[actor.Collector] = actor.SyncCollector
+    programs: Any = self._programs
     if self._async_programs is not None:
-      collector = async_collector.AsyncCollector(
-        self._async_programs,
-        device,
-        make,
-        machine_config.unroll_length,
-        watch,
-        self.stop,
-        refresh,
-      )
-    else:
-      collector = actor.SyncCollector(
-        self._programs, device, make, machine_config.unroll_length, watch, self.stop, refresh
-      )
+      kind, programs = async_collector.AsyncCollector, self._async_programs
+    make = functools.partial(self._factory.make, [seeds[i] for i in share], options)
+    length = machine_config.unroll_length
+    collector = kind(programs, device, make, length, watch, self.stop, refresh)
     number = self._first_update * self._per_update
     return actor.Actor(
       index,
