@@ -58,6 +58,8 @@ setuptools.setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.11.20",
     "rich",
+    "flashbax>=0.1.3",
+    "mctx>=0.0.5",
     "rlax>=0.1.7",
     "six",  # gymnax imports it without declaring it.
     "tensorboardX",

@@ -85,11 +85,21 @@ class Anakin:
     self.max_refused_updates = learner_config.max_refused_updates
     self._environment = environment
     self._learner = learner.make_learner(
-      agent, learner_config, -(-num_env_steps // self.steps_per_update), axis_name=AXIS
+      agent,
+      learner_config,
+      -(-num_env_steps // self.steps_per_update),
+      axis_name=AXIS,
+      unroll=agent_lib.trajectory_shapes(
+        agent,
+        environment.spec,
+        machine_config.unroll_length,
+        machine_config.num_environments // len(devices),
+      ),
+      num_devices=len(devices),
     )
     seeds = (None,) if num_seeds > 1 else ()
-    replicated, sharded = P(), P(*seeds, AXIS)
-    self._specs: Any = AnakinState(learner=replicated, actor=sharded, key=sharded)  # type: ignore[arg-type]
+    sharded: Any = P(*seeds, AXIS)
+    self._specs = AnakinState(learner.state_specs(AXIS, *seeds), actor=sharded, key=sharded)
     body = self._updates if num_seeds == 1 else jax.vmap(self._updates, in_axes=(0, None))
     # check_vma=False: see `learner`; V-trace's scan does not trace under True either.
     self._advance = jax.jit(
@@ -121,7 +131,7 @@ class Anakin:
       sharding = jax.sharding.NamedSharding(self.mesh, spec)
       return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    return AnakinState(*(with_sharding(s, t) for s, t in zip(self._specs, shapes, strict=True)))
+    return jax.tree.map(with_sharding, self._specs, shapes, is_leaf=lambda x: isinstance(x, P))
 
   def to_checkpoint(self, state: AnakinState) -> dict[str, Any]:
     """Returns a state as the items of a checkpoint; `params` by themselves, for whoever only acts."""

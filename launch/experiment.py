@@ -25,6 +25,7 @@ class MachineConfig(Protocol):
 
   takes_host_environments: ClassVar[bool]
   takes_several_seeds: ClassVar[bool]
+  unroll_length: int
 
   def preferred_devices(self, num_cores: int) -> int:
     """Returns how many virtual CPU devices to make where there is no accelerator."""
@@ -39,7 +40,10 @@ AgentConfigT = TypeVar("AgentConfigT", bound=config_lib.LearnerConfig)
 MachineConfigT = TypeVar("MachineConfigT", bound=MachineConfig)
 
 # name -> (module, name of its configuration); the module also has `make_agent` and `presets`.
-AGENTS = {"impala": ("podracer.agents.impala", "ImpalaConfig")}
+AGENTS = {
+  "impala": ("podracer.agents.impala", "ImpalaConfig"),
+  "muzero": ("podracer.agents.muzero", "MuZeroConfig"),
+}
 # name -> (module of the configuration, its name); beside it lies `machine` with `make_machine` and `run`.
 ARCHITECTURES = {
   "anakin": ("podracer.anakin.config", "AnakinConfig"),
@@ -130,6 +134,7 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
     # The least there will be: more devices are only known once JAX has started.
     num_devices = self.num_devices or self.machine.preferred_devices(1)
     self.machine.check(num_devices, self.config.num_minibatches)
+    self.config.check_unroll(self.machine.unroll_length)
 
   def make_environment(self) -> Any:
     """Builds the environment: an `Environment`, or a `HostFactory`."""
@@ -208,9 +213,13 @@ def default_experiment(agent: str, architecture: str, env: str) -> ExperimentCon
   presets = importlib.import_module(f"{AGENTS[agent][0]}.presets").PRESETS
   preset = next(values for pattern, values in presets if fnmatch.fnmatch(env, pattern))
   agent_config = agent_type(**preset.get("config", {}))
-  if "network" in preset:
-    network = dataclasses.replace(agent_config.network, **preset["network"])
-    agent_config = dataclasses.replace(agent_config, network=network)
+  # The parts of an agent's configuration, `network` for one, stand beside it in a preset.
+  parts = {
+    field.name: dataclasses.replace(getattr(agent_config, field.name), **preset[field.name])
+    for field in dataclasses.fields(agent_config)
+    if field.name in preset and dataclasses.is_dataclass(getattr(agent_config, field.name))
+  }
+  agent_config = dataclasses.replace(agent_config, **parts)
   fields = {field.name for field in dataclasses.fields(machine_type)}
   machine = {name: value for name, value in preset.get("machine", {}).items() if name in fields}
   return ExperimentConfig(

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from podracer import types
 
 
@@ -13,10 +16,13 @@ class LossInfo(NamedTuple):
     metrics: name -> scalar, averaged over devices and updates for the report.
     statistics: pytree of sums or means over the batch that `Agent.update_statistics` consumes, () if
       there are none. They are averaged over devices together with the gradient.
+    priorities: `[B]` errors of the unrolls, at least 0, by which a prioritised replay draws them, or
+      None.
   """
 
   metrics: types.Metrics
   statistics: Any = ()
+  priorities: types.Array | None = None
 
 
 class Agent(NamedTuple):
@@ -33,6 +39,10 @@ class Agent(NamedTuple):
       loss of the whole batch.
     update_statistics: (params, statistics) -> params, applied after the gradient step (PopArt), or
       None.
+    act_by_prior: of an agent that searches, `act` without the search, by the network's policy alone;
+      else None.
+    reanalyse: (params, key, trajectory `[T+1, B, ...]`) -> trajectory whose search results are those of
+      new searches; None of an agent that doesn't search.
   """
 
   init: Callable[[types.Key], types.Params]
@@ -40,3 +50,40 @@ class Agent(NamedTuple):
   act: Callable[..., tuple[types.ActorOutput, types.State]]
   loss: Callable[..., tuple[types.Array, LossInfo]]
   update_statistics: Callable[[types.Params, Any], types.Params] | None = None
+  act_by_prior: Callable[..., tuple[types.ActorOutput, types.State]] | None = None
+  reanalyse: Callable[[types.Params, types.Key, types.Trajectory], types.Trajectory] | None = None
+
+
+def output_shapes(
+  agent: Agent, spec: types.EnvironmentSpec, batch_size: int
+) -> tuple[types.ActorOutput, types.State]:
+  """Returns what `act` returns for `batch_size` environments, as jax.ShapeDtypeStruct."""
+
+  def act(key: types.Key) -> tuple[types.ActorOutput, types.State]:
+    timestep = types.TimeStep(
+      step_type=jnp.zeros((batch_size,), jnp.int8),
+      reward=jnp.zeros((batch_size,)),
+      discount=jnp.ones((batch_size,)),
+      observation=types.zeros_like_spec(spec.observation, (batch_size,)),
+    )
+    return agent.act(agent.init(key), key, timestep, agent.initial_state(batch_size), True)
+
+  return jax.eval_shape(act, jax.random.key(0))
+
+
+def trajectory_shapes(
+  agent: Agent, spec: types.EnvironmentSpec, length: int, batch_size: int
+) -> types.Trajectory:
+  """Returns the unrolls of T steps of `batch_size` environments, as jax.ShapeDtypeStruct."""
+  output, state = output_shapes(agent, spec, batch_size)
+
+  def over_time(num: int, tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), tree)
+
+  timestep = types.TimeStep(
+    step_type=jax.ShapeDtypeStruct((batch_size,), jnp.int8),
+    reward=jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+    discount=jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+    observation=jax.eval_shape(lambda: types.zeros_like_spec(spec.observation, (batch_size,))),
+  )
+  return types.Trajectory(over_time(length + 1, timestep), over_time(length, output), state)

@@ -98,6 +98,99 @@ class LearnerConfig:
     check_at_least(0, max_gradient_norm=self.max_gradient_norm)
     check_fraction(target_update_rate=self.target_update_rate)
 
+  @property
+  def gradient_steps_per_update(self) -> int:
+    """Gradient steps for each trajectory that comes."""
+    return self.num_minibatches * self.num_epochs
+
+  def check_unroll(self, unroll_length: int) -> None:
+    """Raises InputError where unrolls of this many steps can't be learnt from."""
+    del unroll_length
+
+  def warnings(self) -> tuple[str, ...]:
+    """Returns a line for each setting that is allowed, and known to be slow or to learn badly."""
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+  """A memory of unrolls on the learner devices; all numbers are over all devices, for each seed."""
+
+  capacity: int = 0
+  """Environment steps kept; 0 keeps none, and learns from each unroll as it comes."""
+  min_size: int = 0
+  """Environment steps in it before learning begins; 0 begins with the first."""
+  batch_size: int = 32
+  """Unrolls learnt from in a gradient step."""
+  gradient_steps: int = 1
+  """Gradient steps for each trajectory that comes."""
+  kind: Literal["uniform", "prioritised"] = "uniform"
+  """How unrolls are drawn: all alike, or by their last error (Schaul et al. 2016)."""
+  priority_exponent: float = 0.6
+  """Alpha: 0 draws all alike, 1 in proportion to the error (`prioritised`)."""
+  importance_exponent: float = 0.4
+  """Beta: 1 takes the bias of the drawing out of the gradient, 0 leaves it (`prioritised`)."""
+  reanalyse_fraction: float = 0.0
+  """Share of a batch that is searched anew under the target parameters, in [0, 1]."""
+
+  def __post_init__(self) -> None:
+    check_at_least(0, capacity=self.capacity, min_size=self.min_size)
+    check_positive(batch_size=self.batch_size, gradient_steps=self.gradient_steps)
+    check_fraction(
+      priority_exponent=self.priority_exponent,
+      importance_exponent=self.importance_exponent,
+      reanalyse_fraction=self.reanalyse_fraction,
+    )
+    check(
+      self.min_size <= self.capacity,
+      f"replay.min_size={self.min_size} is above replay.capacity={self.capacity}",
+    )
+    check(
+      self.capacity > 0 or self.reanalyse_fraction == 0,
+      "replay.reanalyse_fraction needs a replay: replay.capacity is 0",
+    )
+
+  def check_shares(self, num_devices: int, steps_per_update: int) -> None:
+    """Raises InputError unless every device gets whole shares.
+
+    Args:
+      num_devices: that learn.
+      steps_per_update: environment steps of the trajectories of one update, over all devices.
+    """
+    if not self.capacity:
+      return
+    check(
+      self.batch_size % num_devices == 0,
+      f"replay.batch_size={self.batch_size} is not divisible by the {num_devices} learner devices",
+    )
+    check(
+      self.capacity >= steps_per_update,
+      f"replay.capacity={self.capacity} is below the {steps_per_update} environment steps of one update",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayLearnerConfig(LearnerConfig):
+  """The learner of an agent that can learn from a replay."""
+
+  replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
+  """The memory of unrolls."""
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check(
+      not self.replay.capacity or self.num_minibatches * self.num_epochs == 1,
+      "num_minibatches and num_epochs cut up a batch as it comes; a replay has replay.batch_size and "
+      "replay.gradient_steps instead",
+    )
+
+  @property
+  def gradient_steps_per_update(self) -> int:
+    """Gradient steps for each trajectory that comes."""
+    if self.replay.capacity:
+      return self.replay.gradient_steps
+    return super().gradient_steps_per_update
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:

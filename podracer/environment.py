@@ -44,6 +44,8 @@ class Environment(NamedTuple):
     frames_per_second: of a rendered video.
     reset_chunk: 0 computes a reset for every environment on every step and selects, right where a
       reset is cheap; n > 0 computes resets only for those that need one, n at a time.
+    evaluation: the environment to evaluate in where it is not this one: of a game that the agent plays
+      against itself, the game against an opponent. It has the same observations and actions.
   """
 
   spec: types.EnvironmentSpec
@@ -52,6 +54,7 @@ class Environment(NamedTuple):
   render: Callable[[EnvironmentState], np.ndarray] | None = None
   frames_per_second: int = 30
   reset_chunk: int = 0
+  evaluation: "Environment | None" = None
 
 
 class BatchState(NamedTuple):

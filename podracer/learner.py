@@ -15,6 +15,7 @@ import optax
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
+from podracer import replay as replay_lib
 from podracer import types
 
 GRADIENT_STEPS = "gradient_steps"
@@ -34,6 +35,8 @@ class LearnerState(NamedTuple):
     optimizer_state: optax's.
     num_updates: int32, trajectories learnt from.
     num_refused: int32, gradient steps refused in a row.
+    replay: unrolls kept to be learnt from, `[num_devices, ...]`, the only part that each device has of
+      its own; () where there is no replay.
   """
 
   params: types.Params
@@ -41,6 +44,7 @@ class LearnerState(NamedTuple):
   optimizer_state: optax.OptState
   num_updates: types.Array
   num_refused: types.Array
+  replay: Any = ()
 
 
 class Learner(NamedTuple):
@@ -70,7 +74,7 @@ def make_optimizer(
   """
   learning_rate: Any = config.learning_rate
   if config.learning_rate_schedule == "linear":
-    num_steps = max(1, num_updates) * config.num_minibatches * config.num_epochs
+    num_steps = max(1, num_updates) * config.gradient_steps_per_update
     learning_rate = optax.linear_schedule(config.learning_rate, 0.0, num_steps)
   rule = {
     "adam": lambda: optax.adam(learning_rate, eps=config.optimizer_epsilon),
@@ -87,6 +91,9 @@ def make_learner(
   config: config_lib.LearnerConfig,
   num_updates: int = 1,
   axis_name: str | None = None,
+  *,
+  unroll: types.Trajectory | None = None,
+  num_devices: int = 1,
 ) -> Learner:
   """Builds the learner of an agent.
 
@@ -95,11 +102,19 @@ def make_learner(
     config: of the learner.
     num_updates: trajectories of the whole run, see `make_optimizer`.
     axis_name: mesh axis over which the environments are sharded, or None on one device without one.
+    unroll: shapes of the trajectories of one device, `[T+1, B, ...]`; needed for a replay.
+    num_devices: along the axis.
 
   Returns:
     Pure functions; `update` must run inside `jax.shard_map(..., check_vma=False)` if `axis_name` is
     given: with the default the gradient of replicated parameters is already summed over the axis.
+
+  Raises:
+    InputError: if unrolls of this length can't be learnt from, or a replay doesn't fit the agent.
   """
+  if unroll is not None:
+    config.check_unroll(unroll.actor_outputs.action.shape[0])
+  replay = _make_replay(agent, config, unroll, num_devices)
   optimizer = make_optimizer(config, num_updates)
 
   def init(key: types.Key) -> LearnerState:
@@ -112,11 +127,12 @@ def make_learner(
       optimizer_state=optimizer.init(params),
       num_updates=jnp.zeros((), jnp.int32),
       num_refused=jnp.zeros((), jnp.int32),
+      replay=() if replay is None else _of_all(replay.init(unroll), num_devices),
     )
 
   def gradient_step(
     state: LearnerState, key: types.Key, trajectory: types.Trajectory
-  ) -> tuple[LearnerState, types.Metrics]:
+  ) -> tuple[LearnerState, types.Metrics, types.Array | None]:
     target_params = state.params if state.target_params is None else state.target_params
     (loss, info), gradient = jax.value_and_grad(agent.loss, has_aux=True)(
       state.params, target_params, key, trajectory
@@ -140,13 +156,15 @@ def make_learner(
     )
     num_refused = jnp.where(accept, 0, state.num_refused + 1).astype(jnp.int32)
     state = state._replace(params=params, optimizer_state=optimizer_state, num_refused=num_refused)
-    return state, _guarded(metrics, accept)
+    return state, _guarded(metrics, accept), info.priorities
 
   def update(
     state: LearnerState, key: types.Key, trajectory: types.Trajectory
   ) -> tuple[LearnerState, types.Metrics]:
-    if config.num_minibatches * config.num_epochs == 1:
-      state, metrics = gradient_step(state, key, trajectory)
+    if replay is not None:
+      state, metrics = _replay_updates(agent, config, replay, gradient_step, state, key, trajectory)
+    elif config.num_minibatches * config.num_epochs == 1:
+      state, metrics, _ = gradient_step(state, key, trajectory)
     else:
       state, metrics = _minibatch_updates(config, gradient_step, state, key, trajectory)
     state = state._replace(num_updates=state.num_updates + 1)
@@ -164,6 +182,25 @@ def update_keys(key: types.Key, index: types.Array | int) -> tuple[types.Key, ty
   """
   act_key, learn_key = jax.random.split(jax.random.fold_in(key, index))
   return act_key, learn_key
+
+
+def state_specs(axis_name: str, *leading: str | None) -> LearnerState:
+  """Returns where the parts of a LearnerState lie on a mesh: all are replicated but the replay.
+
+  Args:
+    axis_name: of the mesh.
+    *leading: what leads every array: None for each axis before that of the devices.
+  """
+  replicated: Any = jax.sharding.PartitionSpec()
+  sharded: Any = jax.sharding.PartitionSpec(*leading, axis_name)
+  return LearnerState(
+    params=replicated,
+    target_params=replicated,
+    optimizer_state=replicated,
+    num_updates=replicated,
+    num_refused=replicated,
+    replay=sharded,
+  )
 
 
 def _mean_over_devices(tree: Any, axis_name: str) -> Any:
@@ -187,7 +224,7 @@ def _guarded(metrics: types.Metrics, accept: types.Array) -> types.Metrics:
 
 def _minibatch_updates(
   config: config_lib.LearnerConfig,
-  gradient_step: Callable[..., tuple[LearnerState, types.Metrics]],
+  gradient_step: Callable[..., tuple[LearnerState, types.Metrics, types.Array | None]],
   state: LearnerState,
   key: types.Key,
   trajectory: types.Trajectory,
@@ -203,7 +240,8 @@ def _minibatch_updates(
   def minibatch_step(carry: LearnerState, xs: Any) -> tuple[LearnerState, types.Metrics]:
     index, step_key = xs
     minibatch = types.map_batch(lambda axis, x: jnp.take(x, index, axis=axis), trajectory)
-    return gradient_step(carry, step_key, minibatch)
+    carry, metrics, _ = gradient_step(carry, step_key, minibatch)
+    return carry, metrics
 
   def epoch(carry: LearnerState, epoch_key: types.Key) -> tuple[LearnerState, types.Metrics]:
     shuffle_key, steps_key = jax.random.split(epoch_key)
@@ -216,6 +254,94 @@ def _minibatch_updates(
 
   state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
   return state, jax.tree.map(jnp.sum, metrics)
+
+
+def _make_replay(
+  agent: agent_lib.Agent,
+  config: config_lib.LearnerConfig,
+  unroll: types.Trajectory | None,
+  num_devices: int,
+) -> replay_lib.Replay | None:
+  """Returns the replay of one device, or None where the configuration has none."""
+  if not isinstance(config, config_lib.ReplayLearnerConfig) or not config.replay.capacity:
+    return None
+  assert unroll is not None, "a replay needs the shapes of an unroll"
+  length, batch_size = unroll.actor_outputs.action.shape[:2]
+  config.replay.check_shares(num_devices, length * batch_size * num_devices)
+  config_lib.check(
+    not config.replay.reanalyse_fraction or agent.reanalyse is not None,
+    "replay.reanalyse_fraction is for an agent that searches",
+  )
+  return replay_lib.make_replay(config.replay, batch_size, length, num_devices)
+
+
+def _of_all(tree: Any, num_devices: int) -> Any:
+  """Returns the state of one device as that of all, `[num_devices, ...]`."""
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_devices, *x.shape)), tree)
+
+
+def _replay_updates(
+  agent: agent_lib.Agent,
+  config: config_lib.ReplayLearnerConfig,
+  replay: replay_lib.Replay,
+  gradient_step: Callable[..., tuple[LearnerState, types.Metrics, types.Array | None]],
+  state: LearnerState,
+  key: types.Key,
+  trajectory: types.Trajectory,
+) -> tuple[LearnerState, types.Metrics]:
+  """Keeps a trajectory, and scans gradient steps on what the replay draws; sums of the metrics."""
+  # [1, ...] -> [...]: of this device.
+  kept = replay.add(jax.tree.map(lambda x: x.reshape(x.shape[1:]), state.replay), trajectory)
+
+  def step(
+    carry: tuple[LearnerState, Any], step_key: types.Key
+  ) -> tuple[tuple[LearnerState, Any], types.Metrics]:
+    learner_state, kept = carry
+    sample_key, search_key, loss_key = jax.random.split(step_key, 3)
+    sample = replay.sample(kept, sample_key)
+    drawn = _reanalysed(agent, config, learner_state, search_key, sample.trajectory)
+    learner_state, metrics, priorities = gradient_step(learner_state, loss_key, drawn)
+    if priorities is not None:
+      kept = replay.set_priorities(kept, sample.indices, priorities)
+    return (learner_state, kept), metrics
+
+  def learn(carry: tuple[LearnerState, Any]) -> tuple[tuple[LearnerState, Any], types.Metrics]:
+    keys = jax.random.split(key, config.replay.gradient_steps)
+    carry, metrics = jax.lax.scan(step, carry, keys)
+    return carry, jax.tree.map(jnp.sum, metrics)
+
+  carry = (state._replace(replay=()), kept)
+  _, metrics = jax.eval_shape(learn, carry)
+
+  def wait(carry: tuple[LearnerState, Any]) -> tuple[tuple[LearnerState, Any], types.Metrics]:
+    return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+  (state, kept), metrics = jax.lax.cond(replay.can_sample(kept), learn, wait, carry)
+  return state._replace(replay=_of_all(kept, 1)), metrics
+
+
+def _reanalysed(
+  agent: agent_lib.Agent,
+  config: config_lib.ReplayLearnerConfig,
+  state: LearnerState,
+  key: types.Key,
+  trajectory: types.Trajectory,
+) -> types.Trajectory:
+  """Searches the stated share of a batch anew under the target parameters (MuZero Reanalyse)."""
+  batch_size = trajectory.actor_outputs.action.shape[1]
+  num_fresh = round(config.replay.reanalyse_fraction * batch_size)
+  if agent.reanalyse is None or not num_fresh:
+    return trajectory
+  params = state.params if state.target_params is None else state.target_params
+  # Which unrolls were drawn is random, so the first of them are.
+  fresh, rest = (
+    types.map_batch(
+      lambda axis, x, part=part: jnp.split(x, [num_fresh], axis=axis)[part], trajectory
+    )
+    for part in range(2)
+  )
+  fresh = agent.reanalyse(params, key, fresh)
+  return types.map_batch(lambda axis, *xs: jnp.concatenate(xs, axis=axis), fresh, rest)
 
 
 def _updated_target(config: config_lib.LearnerConfig, state: LearnerState) -> types.Params | None:

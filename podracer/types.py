@@ -68,6 +68,7 @@ class ActorOutput(NamedTuple):
     value: `[...]` float32, the estimate of the value of the state acted in.
     search_visits: `[..., A]` visit distribution of a search agent, else None.
     search_value: `[...]` root value of a search agent, else None.
+    search_depth: `[...]` float32 depth that the search tree reached, else None.
   """
 
   action: Array
@@ -76,6 +77,7 @@ class ActorOutput(NamedTuple):
   value: Array
   search_visits: Array | None = None
   search_value: Array | None = None
+  search_depth: Array | None = None
 
 
 class Trajectory(NamedTuple):
@@ -85,11 +87,13 @@ class Trajectory(NamedTuple):
     timesteps: `[T+1, B, ...]`.
     actor_outputs: `[T, B, ...]`; entry t was computed from time step t.
     initial_state: `[B, ...]` recurrent state with which time step 0 was acted on.
+    importance_weights: `[B]` by which the losses of what a replay drew are multiplied, or None.
   """
 
   timesteps: TimeStep
   actor_outputs: ActorOutput
   initial_state: State
+  importance_weights: Array | None = None
 
 
 class ArraySpec(NamedTuple):
@@ -131,12 +135,16 @@ class EnvironmentSpec(NamedTuple):
     action: DiscreteActions or ContinuousActions.
     num_tasks: more than 1 for a multi-task environment, whose observation is then a dict with an
       int32 scalar `task_id`.
+    num_players: 2 for a zero-sum game of two players who move in turn, both of them the agent: the
+      observation is that of the player to move, the reward that of the player who moved. The value of
+      a state is then the opponent's, with its sign turned.
   """
 
   name: str
   observation: Any
   action: ActionSpec
   num_tasks: int = 1
+  num_players: int = 1
 
 
 def is_valid_transition(step_type_tm1: Array) -> Array:
@@ -161,7 +169,7 @@ def map_batch(function: Callable[..., Any], *trajectories: Trajectory) -> Trajec
 
   Args:
     function: (axis, *leaves) -> leaf; `axis` is that of the environments, 1 of what is time-major and 0
-      of the initial state.
+      of the initial state and the weights.
     *trajectories: of the same structure.
 
   Returns:
@@ -171,8 +179,8 @@ def map_batch(function: Callable[..., Any], *trajectories: Trajectory) -> Trajec
   def over(axis: int, parts: Sequence[Any]) -> Any:
     return jax.tree.map(functools.partial(function, axis), *parts)
 
-  timesteps, outputs, states = zip(*trajectories, strict=True)
-  return Trajectory(over(1, timesteps), over(1, outputs), over(0, states))
+  timesteps, outputs, states, weights = zip(*trajectories, strict=True)
+  return Trajectory(over(1, timesteps), over(1, outputs), over(0, states), over(0, weights))
 
 
 def zeros_like_spec(spec: Any, batch_shape: tuple[int, ...] = ()) -> Observation:

@@ -94,12 +94,7 @@ def make_programs(
       numbers=jnp.zeros((3, batch_size)),
       observation=types.zeros_like_spec(spec.observation, (batch_size,)),
     )
-    output, _ = jax.eval_shape(
-      lambda key: agent.act(
-        agent.init(key), key, unpack(upload), agent.initial_state(batch_size), True
-      ),
-      jax.random.key(0),
-    )
+    output, _ = agent_lib.output_shapes(agent, spec, batch_size)
 
     def zeros(num: int, tree: Any) -> Any:
       return jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), tree)

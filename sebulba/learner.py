@@ -37,6 +37,7 @@ class ShardedLearner:
     devices: Sequence[jax.Device],
     num_updates: int,
     unrolls_per_update: int,
+    unroll: types.Trajectory,
   ):
     """Compiles nothing yet.
 
@@ -46,18 +47,26 @@ class ShardedLearner:
       devices: that learn.
       num_updates: of the whole run, for a schedule.
       unrolls_per_update: in a batch.
+      unroll: shapes of the batch of one device, `[T+1, B, ...]`.
     """
     self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     self.replicated = jax.sharding.NamedSharding(self.mesh, P())
-    self._learner = learner.make_learner(agent, config, num_updates, axis_name=AXIS)
+    self._learner = learner.make_learner(
+      agent, config, num_updates, axis_name=AXIS, unroll=unroll, num_devices=len(devices)
+    )
+    specs = learner.state_specs(AXIS)
+    self._shardings = jax.tree.map(
+      lambda spec: jax.sharding.NamedSharding(self.mesh, spec), SebulbaState(specs, P())
+    )
+    rest: Any = specs._replace(params=None)
     time_major: Any = P(None, AXIS)
     trajectory: Any = types.Trajectory(time_major, time_major, P(AXIS))
     self._update = jax.jit(
       jax.shard_map(
         self._body,
         mesh=self.mesh,
-        in_specs=(P(), P(), P(), P(), [trajectory] * unrolls_per_update),
-        out_specs=(P(), P(), P()),
+        in_specs=(P(), rest, P(), P(), [trajectory] * unrolls_per_update),
+        out_specs=(P(), rest, P()),
         # See `learner`: the gradient of replicated parameters must stay local.
         check_vma=False,
       ),
@@ -69,14 +78,16 @@ class ShardedLearner:
 
   def init(self, seed: int) -> SebulbaState:
     """Returns the state at the beginning of a run, on every learner device."""
-    return jax.jit(self._init, out_shardings=self.replicated)(np.uint32(seed))
+    return jax.jit(self._init, out_shardings=self._shardings)(np.uint32(seed))
 
   def abstract_state(self) -> SebulbaState:
     """Returns shapes, dtypes and shardings of the state, for a checkpoint to be restored onto."""
     shapes = jax.eval_shape(self._init, jnp.zeros((), jnp.uint32))
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes
-    )
+
+    def with_sharding(sharding: jax.sharding.NamedSharding, tree: Any) -> Any:
+      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    return jax.tree.map(with_sharding, self._shardings, shapes)
 
   def actor_keys(self, state: SebulbaState, num_actors: int) -> types.Key:
     """Returns the keys of the actors, `[num_actors]`."""

@@ -67,6 +67,12 @@ class Sebulba:
       self.topology.learners,
       -(-num_env_steps // self.steps_per_update),
       self.topology.unrolls_per_update,
+      agent_lib.trajectory_shapes(
+        agent,
+        self.factory.spec,
+        machine_config.unroll_length,
+        batch // len(self.topology.learners),
+      ),
     )
     self.programs = inference.make_programs(
       agent,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from podracer import agent as agent_lib
+from podracer import config as config_lib
 from podracer import distributions, types
 from podracer.networks import body
 
@@ -31,8 +32,13 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
     Pure functions, see `podracer.agent.Agent`.
 
   Raises:
-    InputError: if the network doesn't fit the environment.
+    InputError: if the network doesn't fit the environment, or that has two players.
   """
+  config_lib.check(
+    spec.num_players == 1,
+    f"IMPALA plays for one player, {spec.name} has {spec.num_players}: --agent=muzero plays both, or "
+    "--env_options opponent=random",
+  )
   network = networks.ImpalaNetwork(config.network, spec)
   policy = distributions.make_distribution(spec.action, config.action_distribution)
   forward: Any = network.apply

@@ -1,0 +1,344 @@
+"""The MuZero agent: it plans with the model it learns (Schrittwieser et al. 2020)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mctx
+import optax
+import rlax
+
+from podracer import agent as agent_lib
+from podracer import config as config_lib
+from podracer import distributions, types
+
+from . import config as muzero_config
+from . import losses, search
+from . import model as model_lib
+
+Array = types.Array
+
+
+def make_agent(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec) -> agent_lib.Agent:
+  """Builds the agent.
+
+  Its parameters are a dict: `model`, and `gradient_steps` (their number, for the schedule of the
+  temperature, where there is one).
+
+  Args:
+    config: hyper-parameters.
+    spec: of the environment; with two players the agent plays both.
+
+  Returns:
+    Pure functions, see `podracer.agent.Agent`.
+
+  Raises:
+    InputError: if the actions are continuous, or the model doesn't fit the environment.
+  """
+  config_lib.check(
+    isinstance(spec.action, types.DiscreteActions),
+    f"MuZero takes discrete actions, those of {spec.name} are continuous; --agent=impala takes both",
+  )
+  parts = _make_parts(config, spec)
+  searches = {explore: _make_search(config, parts, explore) for explore in (True, False)}
+
+  def init(key: types.Key) -> types.Params:
+    observation = types.zeros_like_spec(spec.observation, (1,))
+    params: dict[str, Any] = {
+      "model": parts.model.init(key, observation, jnp.zeros((1,), jnp.int32))
+    }
+    if config.search.temperature_steps:
+      params["gradient_steps"] = jnp.zeros(())
+    return params
+
+  def plan(
+    params: types.Params, key: types.Key, observation: types.Observation, explore: bool
+  ) -> types.ActorOutput:
+    """Searches from observations `[B, ...]`."""
+    latent = parts.represent(params, observation)
+    prediction = parts.predict(params, latent)
+    value = parts.value.apply_inv(jax.nn.softmax(prediction.value_logits))
+    mask = types.action_mask(observation)
+    root = mctx.RootFnOutput(prior_logits=prediction.policy_logits, value=value, embedding=latent)
+    found = searches[explore](params, key, root, mask, _temperature(config.search, params))
+    logits = distributions.mask_logits(
+      jnp.log(jnp.maximum(found.visits, 1e-8)), None if mask is None else ~search.illegal(mask)
+    )
+    return types.ActorOutput(
+      action=found.action,
+      logits=logits,
+      log_prob=_policy_of(spec).log_prob(logits, found.action),
+      value=value,
+      search_visits=found.visits,
+      search_value=found.value,
+      search_depth=found.depth,
+    )
+
+  def act(
+    params: types.Params,
+    key: types.Key,
+    timestep: types.TimeStep,
+    state: types.State,
+    explore: bool,
+  ) -> tuple[types.ActorOutput, types.State]:
+    return plan(params, key, timestep.observation, explore), state
+
+  def act_by_prior(
+    params: types.Params,
+    key: types.Key,
+    timestep: types.TimeStep,
+    state: types.State,
+    explore: bool,
+  ) -> tuple[types.ActorOutput, types.State]:
+    prediction = parts.predict(params, parts.represent(params, timestep.observation))
+    logits = distributions.mask_logits(
+      prediction.policy_logits, types.action_mask(timestep.observation)
+    )
+    policy = _policy_of(spec)
+    action = policy.sample(key, logits) if explore else policy.mode(logits)
+    output = types.ActorOutput(
+      action=action,
+      logits=logits,
+      log_prob=policy.log_prob(logits, action),
+      value=parts.value.apply_inv(jax.nn.softmax(prediction.value_logits)),
+    )
+    return output, state
+
+  def reanalyse(
+    params: types.Params, key: types.Key, trajectory: types.Trajectory
+  ) -> types.Trajectory:
+    acted = trajectory.actor_outputs
+    length, batch_size = acted.action.shape
+    # [T+1, B, ...] -> [T*B, ...]
+    observation = _merged(jax.tree.map(lambda x: x[:-1], trajectory.timesteps.observation))
+    found = plan(params, key, observation, True)
+    split = jax.tree.map(lambda x: x.reshape(length, batch_size, *x.shape[1:]), found)
+    acted = acted._replace(
+      search_visits=split.search_visits,
+      search_value=split.search_value,
+      search_depth=split.search_depth,
+    )
+    return trajectory._replace(actor_outputs=acted)
+
+  def loss(
+    params: types.Params, target_params: types.Params, key: types.Key, trajectory: types.Trajectory
+  ) -> tuple[Array, agent_lib.LossInfo]:
+    return _loss(config, spec, parts, params, target_params, key, trajectory)
+
+  def update_statistics(params: types.Params, statistics: Any) -> types.Params:
+    del statistics
+    return {**params, "gradient_steps": params["gradient_steps"] + 1.0}
+
+  return agent_lib.Agent(
+    init=init,
+    initial_state=lambda batch_size: (),
+    act=act,
+    loss=loss,
+    update_statistics=update_statistics if config.search.temperature_steps else None,
+    act_by_prior=act_by_prior,
+    reanalyse=reanalyse,
+  )
+
+
+class _Parts(NamedTuple):
+  """The model, and its functions by the agent's parameters.
+
+  Attributes:
+    model: the module.
+    value: transform of values.
+    reward: transform of rewards.
+    discount: gamma, negative where players alternate: what is good for the next player is bad for the
+      one to move.
+  """
+
+  model: model_lib.Model
+  value: rlax.TxPair
+  reward: rlax.TxPair
+  discount: float
+
+  def represent(self, params: types.Params, observation: types.Observation) -> Array:
+    return self.model.apply(params["model"], observation, method="represent")  # type: ignore[return-value]
+
+  def predict(self, params: types.Params, latent: Array) -> model_lib.Prediction:
+    return self.model.apply(params["model"], latent, method="predict")  # type: ignore[return-value]
+
+  def step(self, params: types.Params, latent: Array, action: Array) -> model_lib.Transition:
+    return self.model.apply(params["model"], latent, action, method="step")  # type: ignore[return-value]
+
+
+def _make_parts(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec) -> _Parts:
+  sign = -1.0 if spec.num_players == 2 else 1.0
+  return _Parts(
+    model=model_lib.Model(config.network, config.model, spec),
+    value=model_lib.make_transform(config.model.num_bins, config.model.max_value),
+    reward=model_lib.make_transform(config.model.num_bins, config.model.max_reward),
+    discount=sign * config.discount,
+  )
+
+
+def _make_search(config: muzero_config.MuZeroConfig, parts: _Parts, explore: bool) -> search.Search:
+  def recurrent_fn(
+    params: types.Params, key: types.Key, action: Array, latent: Array
+  ) -> tuple[mctx.RecurrentFnOutput, Array]:
+    del key
+    latent, reward_logits = parts.step(params, latent, action)
+    prediction = parts.predict(params, latent)
+    output = mctx.RecurrentFnOutput(
+      reward=parts.reward.apply_inv(jax.nn.softmax(reward_logits)),
+      discount=jnp.full(action.shape, parts.discount),
+      prior_logits=prediction.policy_logits,
+      value=parts.value.apply_inv(jax.nn.softmax(prediction.value_logits)),
+    )
+    return output, latent
+
+  return search.make_search(config.search, recurrent_fn, explore)
+
+
+def _loss(
+  config: muzero_config.MuZeroConfig,
+  spec: types.EnvironmentSpec,
+  parts: _Parts,
+  params: types.Params,
+  target_params: types.Params,
+  key: types.Key,
+  trajectory: types.Trajectory,
+) -> tuple[Array, agent_lib.LossInfo]:
+  """Equation (1): the model is unrolled from every time step of every unroll."""
+  timesteps, acted = trajectory.timesteps, trajectory.actor_outputs
+  if config.reward_clip == "unit":
+    timesteps = timesteps._replace(reward=jnp.clip(timesteps.reward, -1.0, 1.0))
+  length, batch_size = acted.action.shape
+  num_steps = config.unroll_steps
+  config.check_unroll(length)
+
+  returns = _returns(config, parts, target_params, timesteps)  # [T, B]
+  gather = jax.vmap(losses.unroll_targets, in_axes=(0, 1, 1, 1, 1, None), out_axes=1)
+  targets = gather(
+    jax.random.split(key, batch_size),
+    timesteps._replace(observation=()),
+    acted.action,
+    returns,
+    acted.search_visits,
+    num_steps,
+  )
+  targets = jax.lax.stop_gradient(_merged(targets))  # [T, B, ...] -> [T*B, ...]
+
+  observation = _merged(jax.tree.map(lambda x: x[:-1], timesteps.observation))
+  root = parts.represent(params, observation)
+
+  def unroll(latent: Array, action: Array) -> tuple[Array, tuple[model_lib.Prediction, Array]]:
+    latent, reward_logits = parts.step(params, optax.scale_gradient(latent, 0.5), action)
+    return latent, (parts.predict(params, latent), reward_logits)
+
+  _, (later, reward_logits) = jax.lax.scan(unroll, root, targets.actions.T)
+  first = parts.predict(params, root)
+  # [T*B, ...] and [K, T*B, ...] -> [K+1, T*B, ...]
+  predictions = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, later)
+
+  def by_step(logits: Array, target: Array, mask: Array) -> Array:
+    """Returns the mean loss of each unroll step, over all roots."""
+    loss = losses.categorical_loss(logits, jnp.moveaxis(target, 1, 0), mask.T)
+    return jnp.mean(loss * weights, axis=1)
+
+  weights = jnp.ones(())
+  if trajectory.importance_weights is not None:
+    weights = jnp.tile(trajectory.importance_weights, length)  # [B] -> [T*B]
+  value = by_step(predictions.value_logits, parts.value.apply(targets.value), targets.value_mask)
+  reward = by_step(reward_logits, parts.reward.apply(targets.reward), targets.reward_mask)
+  policy = by_step(predictions.policy_logits, targets.policy, targets.policy_mask)
+  entropy = jnp.where(
+    targets.policy_mask.T, losses.entropy(jax.nn.softmax(predictions.policy_logits)), 0.0
+  )
+  entropy = jnp.mean(entropy * weights, axis=1)
+  step_weights = losses.unroll_weights(num_steps)
+  total = (
+    jnp.sum(step_weights * (policy - config.entropy_cost * entropy + config.value_cost * value))
+    + config.reward_cost * jnp.sum(reward) / num_steps
+  )
+  metrics, priorities = _diagnostics(parts, first, returns, targets, trajectory)
+  for name, steps in (("value", value), ("policy", policy)):
+    metrics |= {f"loss/{name}_step_{k}": steps[k] for k in range(num_steps + 1)}
+  metrics |= {f"loss/reward_step_{k + 1}": reward[k] for k in range(num_steps)}
+  metrics |= {
+    "loss/value": jnp.sum(step_weights * value),
+    "loss/policy": jnp.sum(step_weights * policy),
+    "loss/reward": jnp.sum(reward) / num_steps,
+    "loss/entropy": entropy[0],
+  }
+  return total, agent_lib.LossInfo(metrics=metrics, priorities=priorities)
+
+
+def _returns(
+  config: muzero_config.MuZeroConfig,
+  parts: _Parts,
+  target_params: types.Params,
+  timesteps: types.TimeStep,
+) -> Array:
+  """Returns the targets of the values `[T, B]`, bootstrapped from the target parameters."""
+  latent = parts.represent(target_params, _merged(timesteps.observation))
+  logits = parts.predict(target_params, latent).value_logits
+  values = parts.value.apply_inv(jax.nn.softmax(logits)).reshape(timesteps.reward.shape)
+
+  def one(timestep: types.TimeStep, value: Array) -> Array:
+    return losses.value_targets(
+      timestep.step_type,
+      timestep.reward[1:],
+      parts.discount * timestep.discount[1:],
+      value[1:],
+      config.td_steps,
+      config.td_lambda,
+    )
+
+  returns = jax.vmap(one, in_axes=1, out_axes=1)(timesteps._replace(observation=()), values)
+  return jax.lax.stop_gradient(returns)
+
+
+def _diagnostics(
+  parts: _Parts,
+  first: model_lib.Prediction,
+  returns: Array,
+  targets: losses.UnrollTargets,
+  trajectory: types.Trajectory,
+) -> tuple[types.Metrics, Array]:
+  """Returns metrics of the search and of the roots, and the errors of the roots by unroll, `[B]`."""
+  acted = trajectory.actor_outputs
+  shape = acted.action.shape
+  mask = targets.policy_mask[:, 0]  # [T*B]: a root that acted.
+  visits = targets.policy[:, 0]
+  num_roots = jnp.maximum(jnp.sum(mask), 1)
+
+  def mean(x: Array) -> Array:
+    return jnp.sum(jnp.where(mask, x.reshape(-1), 0.0)) / num_roots
+
+  cross_entropy = losses.categorical_loss(first.policy_logits, visits, mask)
+  entropy = losses.entropy(visits)
+  value = jax.lax.stop_gradient(parts.value.apply_inv(jax.nn.softmax(first.value_logits)))
+  error = jnp.where(mask, jnp.abs(value - returns.reshape(-1)), 0.0)
+  metrics = {
+    "search/prior_kl": mean(cross_entropy - entropy),
+    "search/entropy": mean(entropy),
+    "search/value_error": mean(jnp.abs(acted.search_value - returns)),
+    "search/value_mean": mean(acted.search_value),
+    "search/depth": mean(acted.search_depth),
+    "loss/value_error": mean(error),
+    "loss/masked_fraction": 1.0 - jnp.mean(targets.value_mask),
+    "loss/masked_policy_fraction": 1.0 - jnp.mean(targets.policy_mask),
+  }
+  return metrics, jnp.mean(error.reshape(shape), axis=0)
+
+
+def _temperature(config: muzero_config.SearchConfig, params: types.Params) -> Any:
+  """Returns the temperature of exploration, linear in the gradient steps."""
+  if not config.temperature_steps:
+    return config.temperature
+  done = jnp.minimum(params["gradient_steps"] / config.temperature_steps, 1.0)
+  return config.temperature + done * (config.final_temperature - config.temperature)
+
+
+def _policy_of(spec: types.EnvironmentSpec) -> distributions.ActionDistribution:
+  return distributions.make_distribution(spec.action)
+
+
+def _merged(tree: Any) -> Any:
+  """Merges the two leading axes of every leaf."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)

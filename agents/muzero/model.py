@@ -1,0 +1,285 @@
+"""The learnt model: representation h, dynamics g and prediction f (Schrittwieser et al. 2020, appendix F).
+
+A latent state is a vector `[B, H]`, or planes `[B, h, w, C]`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import rlax
+
+from podracer import config as config_lib
+from podracer import types
+from podracer.networks import convolution, initializers, torsos
+
+from . import config as muzero_config
+
+Array = types.Array
+
+_LARGE_IMAGE = 36
+"""Sides from which planes are made by the down-sampling tower."""
+
+
+class Prediction(NamedTuple):
+  """What f says of a latent state.
+
+  Attributes:
+    policy_logits: `[..., A]`.
+    value_logits: `[..., num_bins]`.
+  """
+
+  policy_logits: Array
+  value_logits: Array
+
+
+class Transition(NamedTuple):
+  """What g says of a latent state and an action.
+
+  Attributes:
+    latent: the next latent state.
+    reward_logits: `[..., num_bins]`, of the reward on arrival.
+  """
+
+  latent: Array
+  reward_logits: Array
+
+
+class Model(nn.Module):
+  """The three functions and their parameters.
+
+  Attributes:
+    network: of the representation.
+    config: of the model.
+    spec: of the environment.
+  """
+
+  network: config_lib.NetworkConfig
+  config: muzero_config.ModelConfig
+  spec: types.EnvironmentSpec
+
+  def setup(self) -> None:
+    """Makes the parts."""
+    assert isinstance(self.spec.action, types.DiscreteActions)
+    num_actions = self.spec.action.num_actions
+    if has_planes(self.config, self.spec):
+      self.representation_net: nn.Module = PlanesRepresentation(self.network, self.config)
+      self.dynamics_net: nn.Module = PlanesDynamics(self.config, num_actions)
+      self.prediction_net: nn.Module = PlanesPrediction(self.config, num_actions)
+    else:
+      self.representation_net = VectorRepresentation(self.network, self.config, self.spec)
+      self.dynamics_net = VectorDynamics(self.config, num_actions)
+      self.prediction_net = VectorPrediction(self.config, num_actions)
+
+  def __call__(self, observation: types.Observation, action: Array) -> tuple[Any, Any]:
+    """Calls all three, for their parameters to be made."""
+    latent = self.represent(observation)
+    return self.predict(latent), self.step(latent, action)
+
+  def represent(self, observation: types.Observation) -> Array:
+    """h: reads observations `[B, ...]` into latent states."""
+    return self.representation_net(observation)
+
+  def step(self, latent: Array, action: Array) -> Transition:
+    """g: takes actions `[B]` in latent states."""
+    return self.dynamics_net(latent, action)
+
+  def predict(self, latent: Array) -> Prediction:
+    """f: predicts policy and value of latent states."""
+    return self.prediction_net(latent)
+
+
+def has_planes(config: muzero_config.ModelConfig, spec: types.EnvironmentSpec) -> bool:
+  """Returns whether latent states are planes.
+
+  Raises:
+    InputError: if planes are wanted of an observation that is no image.
+  """
+  shape = _image_shape(spec.observation)
+  if config.latent == "auto":
+    return shape is not None and min(_sides(shape)) >= _LARGE_IMAGE
+  config_lib.check(
+    config.latent == "vector" or shape is not None,
+    f"model.latent=planes needs an observation that is one image, {spec.name} has another",
+  )
+  return config.latent == "planes"
+
+
+def make_transform(num_bins: int, max_value: float) -> rlax.TxPair:
+  """Returns scalars -> `[..., num_bins]` probabilities, and back; appendix F.
+
+  The bins are equally spaced after h(x) = sign(x)(sqrt(|x| + 1) - 1) + 0.001 x (Pohlen et al. 2018).
+  """
+  limit = math.sqrt(max_value + 1) - 1 + 1e-3 * max_value
+  return rlax.muzero_pair(-limit, limit, num_bins, rlax.SIGNED_HYPERBOLIC_PAIR)
+
+
+def scale_latent(latent: Array) -> Array:
+  """Scales the planes of each latent state to [0, 1], appendix G."""
+  axes = tuple(range(1, latent.ndim))
+  low = jnp.min(latent, axis=axes, keepdims=True)
+  high = jnp.max(latent, axis=axes, keepdims=True)
+  return (latent - low) / jnp.maximum(high - low, 1e-5)
+
+
+def standardise(latent: Array) -> Array:
+  """Gives each latent vector mean 0 and deviation 1.
+
+  Not to [0, 1] as the paper scales planes: there the few units at the ends take what there is to see
+  from the others, and rewards on Catch take twice as many gradient steps to be learnt.
+  """
+  centred = latent - jnp.mean(latent, axis=-1, keepdims=True)
+  return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-5)
+
+
+class VectorRepresentation(nn.Module):
+  """The torso of the configuration, and a dense layer."""
+
+  network: config_lib.NetworkConfig
+  config: muzero_config.ModelConfig
+  spec: types.EnvironmentSpec
+
+  @nn.compact
+  def __call__(self, observation: types.Observation) -> Array:
+    """Maps `[B, ...]` to `[B, H]`."""
+    torso = torsos.make_torso(self.network, self.spec.observation, self.spec.num_tasks)
+    return standardise(_dense(self.config.latent_size)(torso(observation)))
+
+
+class VectorDynamics(nn.Module):
+  """Dense layers on the latent state and the one-hot action; the latent state is changed, not made anew."""
+
+  config: muzero_config.ModelConfig
+  num_actions: int
+
+  @nn.compact
+  def __call__(self, latent: Array, action: Array) -> Transition:
+    """Maps `[B, H]` and `[B]` to `[B, H]` and `[B, num_bins]`."""
+    inputs = jnp.concatenate([latent, jax.nn.one_hot(action, self.num_actions)], axis=-1)
+    hidden = torsos.MLP(self.config.hidden_sizes)(inputs)
+    reward_logits = _head(self.config.num_bins)(hidden)
+    return Transition(standardise(latent + _dense(self.config.latent_size)(hidden)), reward_logits)
+
+
+class VectorPrediction(nn.Module):
+  """Dense layers that policy and value share."""
+
+  config: muzero_config.ModelConfig
+  num_actions: int
+
+  @nn.compact
+  def __call__(self, latent: Array) -> Prediction:
+    """Maps `[B, H]` to `[B, A]` and `[B, num_bins]`."""
+    hidden = torsos.MLP(self.config.hidden_sizes)(latent)
+    return Prediction(_head(self.num_actions)(hidden), _head(self.config.num_bins)(hidden))
+
+
+class PlanesRepresentation(nn.Module):
+  """Convolutions; large images go through the down-sampling tower of appendix F (96 -> 6 a side)."""
+
+  network: config_lib.NetworkConfig
+  config: muzero_config.ModelConfig
+
+  @nn.compact
+  def __call__(self, observation: types.Observation) -> Array:
+    """Maps images `[B, H, W, C]`, or channels first, to `[B, h, w, latent_size]`."""
+    (images,) = _images(observation)
+    if _is_channel_first(images.shape[1:]):
+      images = jnp.moveaxis(images, 1, -1)
+    scale = 1.0 / 255 if images.dtype == jnp.uint8 else 1.0
+    channels = self.config.latent_size
+    if min(images.shape[1:3]) < _LARGE_IMAGE:
+      planes = convolution.Conv(channels, input_scale=scale)(images)
+      return scale_latent(_residual(planes, self.config.num_blocks))
+    half = max(1, channels // 2)
+    planes = convolution.Conv(half, strides=(2, 2), input_scale=scale)(images)
+    planes = _residual(planes, 1)
+    planes = convolution.Conv(channels, strides=(2, 2))(nn.relu(planes))
+    planes = _residual(planes, 1)
+    planes = _residual(_halve(planes), 1)
+    planes = _residual(_halve(planes), self.config.num_blocks)
+    return scale_latent(planes)
+
+
+class PlanesDynamics(nn.Module):
+  """Convolutions on the latent planes and one plane an action, which is 1 for the one taken."""
+
+  config: muzero_config.ModelConfig
+  num_actions: int
+
+  @nn.compact
+  def __call__(self, latent: Array, action: Array) -> Transition:
+    """Maps `[B, h, w, C]` and `[B]` to `[B, h, w, C]` and `[B, num_bins]`."""
+    one_hot = jax.nn.one_hot(action, self.num_actions)
+    planes = jnp.broadcast_to(one_hot[:, None, None, :], (*latent.shape[:3], self.num_actions))
+    hidden = convolution.Conv(latent.shape[-1])(jnp.concatenate([latent, planes], axis=-1))
+    hidden = _residual(latent + hidden, self.config.num_blocks)
+    features = _flat_head(hidden, self.config.hidden_sizes)
+    return Transition(scale_latent(hidden), _head(self.config.num_bins)(features))
+
+
+class PlanesPrediction(nn.Module):
+  """Residual blocks that policy and value share, and a head for each."""
+
+  config: muzero_config.ModelConfig
+  num_actions: int
+
+  @nn.compact
+  def __call__(self, latent: Array) -> Prediction:
+    """Maps `[B, h, w, C]` to `[B, A]` and `[B, num_bins]`."""
+    hidden = _residual(latent, self.config.num_blocks)
+    policy = _flat_head(hidden, self.config.hidden_sizes)
+    value = _flat_head(hidden, self.config.hidden_sizes)
+    return Prediction(_head(self.num_actions)(policy), _head(self.config.num_bins)(value))
+
+
+def _dense(size: int) -> nn.Dense:
+  return nn.Dense(size, kernel_init=initializers.scaled(1.0))
+
+
+def _head(size: int) -> nn.Dense:
+  """Returns logits that begin near uniform, so that values and rewards begin near 0."""
+  return nn.Dense(size, kernel_init=initializers.scaled(0.01))
+
+
+def _residual(planes: Array, num_blocks: int) -> Array:
+  """Applies residual blocks, the nonlinearity first (He et al. 2016)."""
+  channels = planes.shape[-1]
+  for _ in range(num_blocks):
+    hidden = convolution.Conv(channels)(nn.relu(planes))
+    planes = planes + convolution.Conv(channels)(nn.relu(hidden))
+  return planes
+
+
+def _halve(planes: Array) -> Array:
+  return nn.avg_pool(planes, (3, 3), strides=(2, 2), padding="SAME")
+
+
+def _flat_head(planes: Array, sizes: Sequence[int]) -> Array:
+  """Narrows planes by a 1x1 convolution, and reads them by dense layers: `[B, F]`."""
+  narrow = convolution.Conv(max(1, planes.shape[-1] // 4), (1, 1))(nn.relu(planes))
+  return torsos.MLP(sizes)(nn.relu(narrow).reshape(planes.shape[0], -1))
+
+
+def _images(observation: Any) -> tuple[Any, ...]:
+  """Returns the leaves of an observation, or of its spec, but for the mask of actions."""
+  if isinstance(observation, dict):
+    observation = {k: v for k, v in observation.items() if k != types.ACTION_MASK}
+  return tuple(jax.tree.leaves(observation, is_leaf=types.is_array_spec))
+
+
+def _image_shape(spec: Any) -> tuple[int, ...] | None:
+  """Returns the shape of an observation that is one image, or None."""
+  shapes = [tuple(leaf.shape) for leaf in _images(spec)]
+  return shapes[0] if len(shapes) == 1 and len(shapes[0]) == 3 else None
+
+
+def _is_channel_first(shape: tuple[int, ...]) -> bool:
+  return len(shape) == 3 and shape[0] < shape[1] == shape[2]
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return shape[1:] if _is_channel_first(shape) else shape[:2]

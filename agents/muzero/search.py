@@ -1,0 +1,120 @@
+"""The tree search of MuZero, by mctx, in the learnt model."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import mctx
+
+from podracer import types
+
+from . import config as muzero_config
+
+Array = types.Array
+
+
+class SearchOutput(NamedTuple):
+  """What a search finds, `[B, ...]`.
+
+  Attributes:
+    action: int32, to be played.
+    visits: `[A]` the improved policy, probability 0 where an action is illegal.
+    value: of the root after the search.
+    depth: float32, of the deepest node.
+  """
+
+  action: Array
+  visits: Array
+  value: Array
+  depth: Array
+
+
+Search = Callable[..., SearchOutput]
+
+
+def make_search(
+  config: muzero_config.SearchConfig, recurrent_fn: Callable[..., Any], explore: bool
+) -> Search:
+  """Builds the search.
+
+  Args:
+    config: of the search.
+    recurrent_fn: (params, key, action `[B]`, latent `[B, ...]`) -> (mctx.RecurrentFnOutput, latent); for
+      the stochastic search a pair, of decisions and of chances.
+    explore: False searches without noise, and plays the best action found.
+
+  Returns:
+    (params, key, root, mask, temperature) -> SearchOutput. `root` is an `mctx.RootFnOutput`, `mask`
+    `[B, A]` bool of the legal actions, or None; `temperature` scales the noise, 0 has none.
+  """
+  num_simulations = config.num_simulations
+  if not explore and config.evaluation_simulations:
+    num_simulations = config.evaluation_simulations
+  options: dict[str, Any] = {
+    "num_simulations": num_simulations,
+    "max_depth": config.max_depth or None,
+  }
+
+  def search(
+    params: types.Params, key: types.Key, root: Any, mask: Array | None, temperature: Any
+  ) -> SearchOutput:
+    temperature = temperature if explore else 0.0
+    invalid = None if mask is None else illegal(mask)
+    if config.policy == "gumbel":
+      qtransform = functools.partial(
+        mctx.qtransform_completed_by_mix_value,
+        value_scale=config.value_scale,
+        epsilon=config.min_value_range,
+      )
+      output: Any = mctx.gumbel_muzero_policy(
+        params,
+        key,
+        root,
+        recurrent_fn,
+        invalid_actions=invalid,
+        max_num_considered_actions=config.max_num_considered_actions,
+        gumbel_scale=temperature,
+        qtransform=qtransform,
+        **options,
+      )
+    else:
+      noisy: dict[str, Any] = {
+        "dirichlet_fraction": config.dirichlet_fraction if explore else 0.0,
+        "dirichlet_alpha": config.dirichlet_alpha,
+        "temperature": temperature,
+        "invalid_actions": invalid,
+        **options,
+      }
+      if config.policy == "muzero":
+        output = mctx.muzero_policy(params, key, root, recurrent_fn, **noisy)
+      else:
+        decide, chance = recurrent_fn  # type: ignore[misc]
+        output = mctx.stochastic_muzero_policy(params, key, root, decide, chance, **noisy)
+    tree = output.search_tree
+    return SearchOutput(
+      action=output.action.astype(jnp.int32),
+      visits=output.action_weights,
+      value=tree.node_values[:, tree.ROOT_INDEX],
+      depth=tree_depth(tree.parents),
+    )
+
+  return search
+
+
+def illegal(mask: Array) -> Array:
+  """Returns `[B, A]` True for illegal actions; where none is legal, after an end, all are allowed."""
+  return ~mask & jnp.any(mask, axis=-1, keepdims=True)
+
+
+def tree_depth(parents: Array) -> Array:
+  """Returns the float32 depth `[B]` of the deepest node of trees with parents `[B, N]`, -1 at the root.
+
+  Each round doubles the distance that is looked up, so it takes log2(N) of them.
+  """
+  depth = (parents >= 0).astype(jnp.int32)
+  ancestor = jnp.maximum(parents, 0)
+  for _ in range(max(1, (parents.shape[1] - 1).bit_length())):
+    depth = depth + jnp.take_along_axis(depth, ancestor, axis=1)
+    ancestor = jnp.take_along_axis(ancestor, ancestor, axis=1)
+  return jnp.max(depth, axis=1).astype(jnp.float32)
