@@ -81,6 +81,7 @@ class Anakin:
     self.num_seeds = num_seeds
     self.config = machine_config
     self.agent = agent
+    self.spec = environment.spec
     self.steps_per_update = machine_config.num_environments * machine_config.unroll_length
     self.max_refused_updates = learner_config.max_refused_updates
     self._environment = environment
@@ -97,6 +98,9 @@ class Anakin:
       ),
       num_devices=len(devices),
     )
+    self.replay_bytes = num_seeds * self._learner.replay_bytes
+    learner.check_memory(self.replay_bytes, devices)
+    self.acting_batch_size = num_seeds * machine_config.num_environments // len(devices)
     seeds = (None,) if num_seeds > 1 else ()
     sharded: Any = P(*seeds, AXIS)
     self._specs = AnakinState(learner.state_specs(AXIS, *seeds), actor=sharded, key=sharded)

@@ -19,6 +19,8 @@ class EvaluateConfig:
   """Whole episodes to play."""
   mode: Literal["greedy", "sample"] = "greedy"
   """Take the most likely action, or sample."""
+  search: bool = True
+  """Whether an agent that searches does; --no-search plays by its network alone."""
   seed: int = 0
   """Of the environments."""
   seed_index: int = 0
@@ -40,7 +42,7 @@ def main(args: Sequence[str]) -> None:
   from . import host, policy, run, run_files
 
   host.start_jax(1)
-  loaded = policy.LoadedRun(wanted.workdir)
+  loaded = policy.LoadedRun(wanted.workdir, wanted.search)
   evaluate = evaluation.make_evaluator(
     loaded.agent,
     loaded.environment,

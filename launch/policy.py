@@ -70,20 +70,24 @@ def _act(
 class LoadedRun:
   """A run read back: its configuration, environment, agent and newest valid parameters."""
 
-  def __init__(self, workdir: str):
+  def __init__(self, workdir: str, search: bool = True):
     """Reads a run.
 
     Args:
       workdir: the run directory.
+      search: False lets an agent that searches act by its network alone.
 
     Raises:
-      config.InputError: if it is not a run, or has no checkpoint yet.
+      config.InputError: if it is not a run, or has no checkpoint yet; or for search=False of an agent that
+        doesn't search.
       checkpoint.CheckpointError: if all its checkpoints are bad.
     """
     self.experiment = experiment.read(workdir)
     self.environment = self.experiment.make_environment()
     self.factory = host_environment.as_factory(self.environment)
     self.agent = self.experiment.make_agent(self.environment.spec)
+    if not search:
+      self.agent = agent_lib.without_search(self.agent)
     one = jax.eval_shape(self.agent.init, jax.random.key(0))
     seeds = (self.experiment.num_seeds,) if self.experiment.num_seeds > 1 else ()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -107,12 +111,15 @@ class LoadedRun:
     return self._params if num_seeds == 1 else jax.tree.map(lambda x: x[index], self._params)
 
 
-def load_policy(workdir: str, *, greedy: bool = True, seed_index: int = 0, seed: int = 0) -> Policy:
+def load_policy(
+  workdir: str, *, greedy: bool = True, search: bool = True, seed_index: int = 0, seed: int = 0
+) -> Policy:
   """Loads the newest valid policy of a run.
 
   Args:
     workdir: the run directory.
     greedy: False samples the policy.
+    search: False lets an agent that searches act by its network alone.
     seed_index: which of the run's `num_seeds` policies.
     seed: of the sampling.
 
@@ -120,10 +127,11 @@ def load_policy(workdir: str, *, greedy: bool = True, seed_index: int = 0, seed:
     `policy(timestep, state) -> (action, state)`, with `policy.initial_state(batch_size)`.
 
   Raises:
-    config.InputError: if it is not a run, or has no checkpoint yet.
+    config.InputError: if it is not a run, or has no checkpoint yet; or for search=False of an agent that
+      doesn't search.
     checkpoint.CheckpointError: if all its checkpoints are bad.
   """
-  loaded = LoadedRun(workdir)
+  loaded = LoadedRun(workdir, search)
   return Policy(
     loaded.agent,
     loaded.params(seed_index),

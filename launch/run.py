@@ -11,7 +11,7 @@ from absl import logging
 
 from podracer import checkpoint, evaluation, host_environment, metrics
 
-from . import display, experiment, host, interrupts, run_files
+from . import display, experiment, host, interrupts, run_files, search_cost
 
 Experiment = experiment.ExperimentConfig[Any, Any]
 EVALUATION_STREAM = 1
@@ -72,6 +72,8 @@ class _Run:
         f"{wanted.agent} in {wanted.env} on {wanted.architecture}, {wanted.num_devices} x "
         f"{device.device_kind}; workdir {wanted.workdir}"
       )
+      for line in (*wanted.config.warnings(), *self._costs(device)):
+        screen.say(line)
       if restored:
         screen.say(f"resumed at {done:,} environment steps")
         state = self.machine.from_checkpoint(restored.items)
@@ -93,6 +95,16 @@ class _Run:
         writer.close()
         self.checkpointer.close()
     return self.signals.exit_code
+
+  def _costs(self, device: jax.Device) -> list[str]:
+    """Returns what is known of memory and time before training: of the replay and of a search."""
+    lines = []
+    if self.machine.replay_bytes:
+      lines.append(f"replay: {self.machine.replay_bytes / 1e6:,.1f} MB on each learner device")
+    if self.agent.act_by_prior is not None:
+      spec, batch_size = self.machine.spec, self.machine.acting_batch_size
+      lines.append(search_cost.measure(self.agent, spec, batch_size, device))
+    return lines
 
   def _loop(
     self,

@@ -27,6 +27,8 @@ class WatchConfig:
   """Stop after this many steps, should the episodes not end before."""
   mode: Literal["greedy", "sample"] = "greedy"
   """Take the most likely action, or sample."""
+  search: bool = True
+  """Whether an agent that searches does; --no-search plays by its network alone."""
   seed: int = 0
   """Of the environment."""
   seed_index: int = 0
@@ -48,7 +50,7 @@ def main(args: Sequence[str]) -> None:
   from . import host, policy
 
   host.start_jax(1)
-  loaded = policy.LoadedRun(wanted.workdir)
+  loaded = policy.LoadedRun(wanted.workdir, wanted.search)
   config.check(
     loaded.factory.can_render,
     f"environment {loaded.experiment.env} cannot be rendered",

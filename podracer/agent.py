@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from podracer import types
+from podracer import config, types
 
 
 class LossInfo(NamedTuple):
@@ -54,18 +53,24 @@ class Agent(NamedTuple):
   reanalyse: Callable[[types.Params, types.Key, types.Trajectory], types.Trajectory] | None = None
 
 
+def without_search(agent: Agent) -> Agent:
+  """Returns an agent that acts by its network alone.
+
+  Raises:
+    InputError: for an agent that doesn't search.
+  """
+  config.check(agent.act_by_prior is not None, "search=False is for an agent that searches")
+  assert agent.act_by_prior is not None
+  return agent._replace(act=agent.act_by_prior)
+
+
 def output_shapes(
   agent: Agent, spec: types.EnvironmentSpec, batch_size: int
 ) -> tuple[types.ActorOutput, types.State]:
   """Returns what `act` returns for `batch_size` environments, as jax.ShapeDtypeStruct."""
 
   def act(key: types.Key) -> tuple[types.ActorOutput, types.State]:
-    timestep = types.TimeStep(
-      step_type=jnp.zeros((batch_size,), jnp.int8),
-      reward=jnp.zeros((batch_size,)),
-      discount=jnp.ones((batch_size,)),
-      observation=types.zeros_like_spec(spec.observation, (batch_size,)),
-    )
+    timestep = types.zero_timestep(spec, batch_size)
     return agent.act(agent.init(key), key, timestep, agent.initial_state(batch_size), True)
 
   return jax.eval_shape(act, jax.random.key(0))
@@ -80,10 +85,5 @@ def trajectory_shapes(
   def over_time(num: int, tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), tree)
 
-  timestep = types.TimeStep(
-    step_type=jax.ShapeDtypeStruct((batch_size,), jnp.int8),
-    reward=jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-    discount=jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-    observation=jax.eval_shape(lambda: types.zeros_like_spec(spec.observation, (batch_size,))),
-  )
+  timestep = jax.eval_shape(lambda: types.zero_timestep(spec, batch_size))
   return types.Trajectory(over_time(length + 1, timestep), over_time(length, output), state)

@@ -81,7 +81,8 @@ def make_evaluator(
 
   Args:
     agent: the agent.
-    environment: the environment; one of the host is made anew for each evaluation.
+    environment: the environment, or what it names for its evaluation; one of the host is made anew for
+      each evaluation.
     num_episodes: whole episodes to play.
     greedy: False samples the policy.
     max_environments: environments side by side, at most.
@@ -93,6 +94,8 @@ def make_evaluator(
     (params, key, should_stop) -> EvaluationResult, or None where `should_stop()` became True, which is
     asked about every thousand steps. It compiles when first called.
   """
+  if isinstance(environment, environment_lib.Environment) and environment.evaluation is not None:
+    environment = environment.evaluation
   if isinstance(environment, host_environment.HostFactory):
     max_environments = min(max_environments, MAX_HOST_ENVIRONMENTS)
   batch_size = min(num_episodes, max_environments)

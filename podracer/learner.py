@@ -4,7 +4,8 @@ The one collective of the whole system is written here: gradients, metrics and s
 over the mesh axis by `jax.lax.pmean`.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,10 +55,12 @@ class Learner(NamedTuple):
     init: key -> LearnerState.
     update: (state, key, trajectory) -> (state, metrics), learns from one trajectory. The metrics are
       sums over its gradient steps, so that they can be added up over updates; `mean_metrics` ends it.
+    replay_bytes: that the replay takes on each device, 0 where there is none.
   """
 
   init: Callable[[types.Key], LearnerState]
   update: Callable[[LearnerState, types.Key, types.Trajectory], tuple[LearnerState, types.Metrics]]
+  replay_bytes: int = 0
 
 
 def make_optimizer(
@@ -114,7 +117,9 @@ def make_learner(
   """
   if unroll is not None:
     config.check_unroll(unroll.actor_outputs.action.shape[0])
-  replay = _make_replay(agent, config, unroll, num_devices)
+  replay = None
+  if isinstance(config, config_lib.ReplayLearnerConfig) and config.replay.capacity:
+    replay = _make_replay(agent, config.replay, unroll, num_devices)
   optimizer = make_optimizer(config, num_updates)
 
   def init(key: types.Key) -> LearnerState:
@@ -162,7 +167,9 @@ def make_learner(
     state: LearnerState, key: types.Key, trajectory: types.Trajectory
   ) -> tuple[LearnerState, types.Metrics]:
     if replay is not None:
-      state, metrics = _replay_updates(agent, config, replay, gradient_step, state, key, trajectory)
+      state, metrics = _replay_updates(
+        agent, config.replay, replay, gradient_step, state, key, trajectory
+      )
     elif config.num_minibatches * config.num_epochs == 1:
       state, metrics, _ = gradient_step(state, key, trajectory)
     else:
@@ -170,7 +177,11 @@ def make_learner(
     state = state._replace(num_updates=state.num_updates + 1)
     return state._replace(target_params=_updated_target(config, state)), metrics
 
-  return Learner(init=init, update=update)
+  state = jax.eval_shape(init, jax.random.key(0))
+  replay_bytes = (
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replay)) // num_devices
+  )
+  return Learner(init=init, update=update, replay_bytes=replay_bytes)
 
 
 def update_keys(key: types.Key, index: types.Array | int) -> tuple[types.Key, types.Key]:
@@ -182,6 +193,24 @@ def update_keys(key: types.Key, index: types.Array | int) -> tuple[types.Key, ty
   """
   act_key, learn_key = jax.random.split(jax.random.fold_in(key, index))
   return act_key, learn_key
+
+
+def check_memory(replay_bytes: int, devices: Sequence[jax.Device]) -> None:
+  """Raises InputError where a replay doesn't fit in the memory of the devices.
+
+  Args:
+    replay_bytes: on each device.
+    devices: that learn; those of a CPU share its memory.
+  """
+  stats = devices[0].memory_stats() or {}
+  limit = stats.get("bytes_limit", 0)
+  if devices[0].platform == "cpu":
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+  config_lib.check(
+    not limit or replay_bytes < limit,
+    f"a replay of {replay_bytes / 1e9:.1f} GB a device is more than its memory of {limit / 1e9:.1f} GB: "
+    "lower replay.capacity",
+  )
 
 
 def state_specs(axis_name: str, *leading: str | None) -> LearnerState:
@@ -258,21 +287,19 @@ def _minibatch_updates(
 
 def _make_replay(
   agent: agent_lib.Agent,
-  config: config_lib.LearnerConfig,
+  config: config_lib.ReplayConfig,
   unroll: types.Trajectory | None,
   num_devices: int,
-) -> replay_lib.Replay | None:
-  """Returns the replay of one device, or None where the configuration has none."""
-  if not isinstance(config, config_lib.ReplayLearnerConfig) or not config.replay.capacity:
-    return None
+) -> replay_lib.Replay:
+  """Returns the replay of one device, once it is known to fit."""
   assert unroll is not None, "a replay needs the shapes of an unroll"
   length, batch_size = unroll.actor_outputs.action.shape[:2]
-  config.replay.check_shares(num_devices, length * batch_size * num_devices)
+  config.check_shares(num_devices, length * batch_size * num_devices)
   config_lib.check(
-    not config.replay.reanalyse_fraction or agent.reanalyse is not None,
+    not config.reanalyse_fraction or agent.reanalyse is not None,
     "replay.reanalyse_fraction is for an agent that searches",
   )
-  return replay_lib.make_replay(config.replay, batch_size, length, num_devices)
+  return replay_lib.make_replay(config, batch_size, length, num_devices)
 
 
 def _of_all(tree: Any, num_devices: int) -> Any:
@@ -282,7 +309,7 @@ def _of_all(tree: Any, num_devices: int) -> Any:
 
 def _replay_updates(
   agent: agent_lib.Agent,
-  config: config_lib.ReplayLearnerConfig,
+  config: config_lib.ReplayConfig,
   replay: replay_lib.Replay,
   gradient_step: Callable[..., tuple[LearnerState, types.Metrics, types.Array | None]],
   state: LearnerState,
@@ -306,7 +333,7 @@ def _replay_updates(
     return (learner_state, kept), metrics
 
   def learn(carry: tuple[LearnerState, Any]) -> tuple[tuple[LearnerState, Any], types.Metrics]:
-    keys = jax.random.split(key, config.replay.gradient_steps)
+    keys = jax.random.split(key, config.gradient_steps)
     carry, metrics = jax.lax.scan(step, carry, keys)
     return carry, jax.tree.map(jnp.sum, metrics)
 
@@ -322,14 +349,14 @@ def _replay_updates(
 
 def _reanalysed(
   agent: agent_lib.Agent,
-  config: config_lib.ReplayLearnerConfig,
+  config: config_lib.ReplayConfig,
   state: LearnerState,
   key: types.Key,
   trajectory: types.Trajectory,
 ) -> types.Trajectory:
   """Searches the stated share of a batch anew under the target parameters (MuZero Reanalyse)."""
   batch_size = trajectory.actor_outputs.action.shape[1]
-  num_fresh = round(config.replay.reanalyse_fraction * batch_size)
+  num_fresh = round(config.reanalyse_fraction * batch_size)
   if agent.reanalyse is None or not num_fresh:
     return trajectory
   params = state.params if state.target_params is None else state.target_params

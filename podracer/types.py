@@ -190,6 +190,16 @@ def zeros_like_spec(spec: Any, batch_shape: tuple[int, ...] = ()) -> Observation
   )
 
 
+def zero_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:
+  """Returns a FIRST time step `[B, ...]` whose observation is zeros."""
+  return TimeStep(
+    step_type=jnp.zeros((batch_size,), jnp.int8),
+    reward=jnp.zeros((batch_size,)),
+    discount=jnp.ones((batch_size,)),
+    observation=zeros_like_spec(spec.observation, (batch_size,)),
+  )
+
+
 def to_numpy(tree: Any) -> Any:
   """Returns a pytree with every array copied to host memory."""
   return jax.tree.map(np.asarray, tree)

@@ -54,6 +54,8 @@ class ShardedLearner:
     self._learner = learner.make_learner(
       agent, config, num_updates, axis_name=AXIS, unroll=unroll, num_devices=len(devices)
     )
+    self.replay_bytes = self._learner.replay_bytes
+    learner.check_memory(self.replay_bytes, devices)
     specs = learner.state_specs(AXIS)
     self._shardings = jax.tree.map(
       lambda spec: jax.sharding.NamedSharding(self.mesh, spec), SebulbaState(specs, P())

@@ -51,6 +51,7 @@ class Sebulba:
     devices = jax.local_devices() if devices is None else devices
     self.config = machine_config
     self.factory = host_environment.as_factory(environment)
+    self.spec = self.factory.spec
     config_lib.check(
       machine_config.environment_mode == "sync" or self.factory.can_be_async,
       f"environment {self.factory.spec.name} cannot be run with environment_mode=async",
@@ -74,6 +75,8 @@ class Sebulba:
         batch // len(self.topology.learners),
       ),
     )
+    self.replay_bytes = self.learner.replay_bytes
+    self.acting_batch_size = self.topology.environments_per_actor
     self.programs = inference.make_programs(
       agent,
       self.factory.spec,

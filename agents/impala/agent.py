@@ -51,12 +51,7 @@ def make_agent(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
   )
 
   def init(key: types.Key) -> types.Params:
-    timestep = types.TimeStep(
-      step_type=jnp.zeros((1,), jnp.int8),
-      reward=jnp.zeros((1,)),
-      discount=jnp.ones((1,)),
-      observation=types.zeros_like_spec(spec.observation, (1,)),
-    )
+    timestep = types.zero_timestep(spec, 1)
     params: dict[str, Any] = {"network": network.init(key, timestep, initial_state(1))}
     if config.popart:
       params["popart"] = popart.initial_state(spec.num_tasks)

@@ -123,7 +123,8 @@ def make_agent(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec) 
   def loss(
     params: types.Params, target_params: types.Params, key: types.Key, trajectory: types.Trajectory
   ) -> tuple[Array, agent_lib.LossInfo]:
-    return _loss(config, spec, parts, params, target_params, key, trajectory)
+    del key
+    return _loss(config, parts, params, target_params, trajectory)
 
   def update_statistics(params: types.Params, statistics: Any) -> types.Params:
     del statistics
@@ -196,25 +197,22 @@ def _make_search(config: muzero_config.MuZeroConfig, parts: _Parts, explore: boo
 
 def _loss(
   config: muzero_config.MuZeroConfig,
-  spec: types.EnvironmentSpec,
   parts: _Parts,
   params: types.Params,
   target_params: types.Params,
-  key: types.Key,
   trajectory: types.Trajectory,
 ) -> tuple[Array, agent_lib.LossInfo]:
   """Equation (1): the model is unrolled from every time step of every unroll."""
   timesteps, acted = trajectory.timesteps, trajectory.actor_outputs
   if config.reward_clip == "unit":
     timesteps = timesteps._replace(reward=jnp.clip(timesteps.reward, -1.0, 1.0))
-  length, batch_size = acted.action.shape
+  length = acted.action.shape[0]
   num_steps = config.unroll_steps
   config.check_unroll(length)
 
   returns = _returns(config, parts, target_params, timesteps)  # [T, B]
-  gather = jax.vmap(losses.unroll_targets, in_axes=(0, 1, 1, 1, 1, None), out_axes=1)
+  gather = jax.vmap(losses.unroll_targets, in_axes=(1, 1, 1, 1, None), out_axes=1)
   targets = gather(
-    jax.random.split(key, batch_size),
     timesteps._replace(observation=()),
     acted.action,
     returns,

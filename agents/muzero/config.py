@@ -48,10 +48,9 @@ class ModelConfig:
 class SearchConfig:
   """The tree search."""
 
-  policy: Literal["gumbel", "muzero", "stochastic"] = "gumbel"
+  policy: Literal["gumbel", "muzero"] = "gumbel"
   """`gumbel` (Danihelka et al. 2022) learns with few simulations; `muzero` is the search of the paper,
-  several times slower; `stochastic` (Antonoglou et al. 2022) has chance nodes, for environments where
-  the same action has several outcomes."""
+  several times slower."""
   num_simulations: int = 16
   """Simulations of each search."""
   evaluation_simulations: int = 0
@@ -67,20 +66,18 @@ class SearchConfig:
   """Bound of the depth of the tree; 0 has none."""
   temperature: float = 1.0
   """Of exploration at the start: scales the Gumbel noise (`gumbel`), or is the power of the visit counts
-  (`muzero`, `stochastic`). Acting greedily has none."""
+  (`muzero`). Acting greedily has none."""
   final_temperature: float = 1.0
   """Of exploration after `temperature_steps`."""
   temperature_steps: int = 0
   """Gradient steps over which the temperature goes from the one to the other; 0 keeps the first."""
   dirichlet_fraction: float = 0.25
-  """Share of noise in the prior of the root (`muzero`, `stochastic`)."""
+  """Share of noise in the prior of the root (`muzero`)."""
   dirichlet_alpha: float = 0.3
   """Concentration of that noise: lower is peakier."""
-  num_chance_outcomes: int = 16
-  """Outcomes of a chance node (`stochastic`)."""
 
   def __post_init__(self) -> None:
-    for name in ("num_simulations", "max_num_considered_actions", "num_chance_outcomes"):
+    for name in ("num_simulations", "max_num_considered_actions"):
       value = getattr(self, name)
       config.check(value > 0, f"search.{name} must be above 0, got {value}")
     config.check_at_least(
@@ -154,10 +151,9 @@ class MuZeroConfig(config.ReplayLearnerConfig):
   def warnings(self) -> tuple[str, ...]:
     """Returns a line for each setting that is known to be slow."""
     lines = []
-    if self.search.policy != "gumbel":
+    if self.search.policy == "muzero":
       lines.append(
-        f"search.policy={self.search.policy} takes several times as long a search as gumbel, and needs "
-        "more simulations to learn"
+        "search.policy=muzero takes longer a search than gumbel, and needs more simulations to learn"
       )
     if self.search.num_simulations > _MANY_SIMULATIONS:
       lines.append(

@@ -68,7 +68,6 @@ def value_targets(
 
 
 def unroll_targets(
-  key: types.Key,
   timesteps: types.TimeStep,
   action: Array,
   value: Array,
@@ -78,11 +77,11 @@ def unroll_targets(
   """Gathers the targets of K unroll steps from every time step, equation (1).
 
   A time step past the end of an episode is an absorbing state: reward and value are 0, the policy has
-  no target, and actions are random (appendix G). Past a truncation nothing is known, past the end of
+  no target, and any action leads back to it: all take turns (appendix G draws them at random, which
+  would make the loss of a stream depend on its place in the batch). Past a truncation nothing is known, past the end of
   the stream only what an episode that ended leaves. Nothing is learnt from the reset after LAST.
 
   Args:
-    key: of the random actions.
     timesteps: `[T+1]`; observations are not read.
     action: `[T]` int32.
     value: `[T]` targets, see `value_targets`.
@@ -107,9 +106,8 @@ def unroll_targets(
 
   arrived = (in_episode & (index <= length))[:, 1:]
   acted = jnp.minimum(index, length - 1)
-  random_action = jax.random.randint(key, (length, num_unroll_steps), 0, num_actions)
   return UnrollTargets(
-    actions=jnp.where(arrived, action[acted[:, :-1]], random_action).astype(jnp.int32),
+    actions=jnp.where(arrived, action[acted[:, :-1]], index[:, 1:] % num_actions).astype(jnp.int32),
     reward=jnp.where(arrived, timesteps.reward[at[:, 1:]], 0.0),
     value=jnp.where(acts, value[acted], 0.0),
     policy=policy[acted],

@@ -5,6 +5,8 @@ Each is a starting point that learns, not a record; `benchmarks/learning/` has t
 
 from typing import Any
 
+from podracer.environments import pgx
+
 # Learning from each unroll as it comes, in sixteen small steps: "N updates per batch" of Hessel et al.
 _FRESH: dict[str, Any] = {
   "learning_rate": 3e-3,
@@ -19,21 +21,33 @@ _FRESH: dict[str, Any] = {
 _MACHINE = {"num_environments": 64, "unroll_length": 16}
 _UNIT_REWARDS = {"num_bins": 21, "max_value": 2.0, "max_reward": 2.0}
 
+# The game's own result is the target: no discount, and returns to the end of the game.
+_BOARD: dict[str, Any] = {
+  "num_env_steps": 1_000_000,
+  "env_options": ("opening_moves=8",),
+  "machine": {"num_environments": 128, "unroll_length": 16},
+  "config": {**_FRESH, "discount": 1.0, "td_steps": 100, "unroll_steps": 3},
+  "model": {**_UNIT_REWARDS, "latent_size": 128, "hidden_sizes": (128,)},
+  "network": {"hidden_sizes": (128,)},
+  "search": {"num_simulations": 16},
+}
+
 # pattern -> {"num_env_steps": ..., "env_options": ..., "evaluate_episodes": ..., "machine": {...},
 # "config": {...}, "network": {...}, "model": {...}, "search": {...}, "replay": {...}}
 PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
   (
     "*:Catch-bsuite",
-    {"num_env_steps": 300_000, "machine": _MACHINE, "config": _FRESH, "model": _UNIT_REWARDS},
+    {"num_env_steps": 800_000, "machine": _MACHINE, "config": _FRESH, "model": _UNIT_REWARDS},
   ),
   (
     "*:CartPole-v*",
     {
-      "num_env_steps": 300_000,
+      "num_env_steps": 500_000,
       "machine": _MACHINE,
       "config": _FRESH,
       "model": {"max_value": 150.0, "max_reward": 2.0},
     },
   ),
+  *((f"pgx:{name}", _BOARD) for name in pgx.BOARD_GAMES),
   ("*", {"num_env_steps": 500_000, "machine": _MACHINE, "config": _FRESH}),
 )

@@ -40,8 +40,7 @@ def make_search(
 
   Args:
     config: of the search.
-    recurrent_fn: (params, key, action `[B]`, latent `[B, ...]`) -> (mctx.RecurrentFnOutput, latent); for
-      the stochastic search a pair, of decisions and of chances.
+    recurrent_fn: (params, key, action `[B]`, latent `[B, ...]`) -> (mctx.RecurrentFnOutput, latent).
     explore: False searches without noise, and plays the best action found.
 
   Returns:
@@ -79,18 +78,17 @@ def make_search(
         **options,
       )
     else:
-      noisy: dict[str, Any] = {
-        "dirichlet_fraction": config.dirichlet_fraction if explore else 0.0,
-        "dirichlet_alpha": config.dirichlet_alpha,
-        "temperature": temperature,
-        "invalid_actions": invalid,
+      output = mctx.muzero_policy(
+        params,
+        key,
+        root,
+        recurrent_fn,
+        invalid_actions=invalid,
+        dirichlet_fraction=config.dirichlet_fraction if explore else 0.0,
+        dirichlet_alpha=config.dirichlet_alpha,
+        temperature=temperature,
         **options,
-      }
-      if config.policy == "muzero":
-        output = mctx.muzero_policy(params, key, root, recurrent_fn, **noisy)
-      else:
-        decide, chance = recurrent_fn  # type: ignore[misc]
-        output = mctx.stochastic_muzero_policy(params, key, root, decide, chance, **noisy)
+      )
     tree = output.search_tree
     return SearchOutput(
       action=output.action.astype(jnp.int32),

@@ -22,6 +22,7 @@ AGENT = 0
 """The agent's number among pgx's players in a game against an opponent."""
 
 _PAPER: _drawing.Colour = (248, 249, 251)
+_RESET_CHUNK = 16
 _LINE: _drawing.Colour = (196, 201, 212)
 _BLUE: _drawing.Colour = (58, 124, 214)
 _RED: _drawing.Colour = (222, 84, 84)
@@ -30,12 +31,14 @@ _YELLOW: _drawing.Colour = (248, 202, 76)
 _HOLE: _drawing.Colour = (26, 46, 92)
 
 
-def self_play(name: str, game: Any) -> environment.Environment:
+def self_play(name: str, game: Any, opening_moves: int = 0) -> environment.Environment:
   """Builds a game in which the agent makes the moves of both players.
 
   Args:
     name: pgx's, of the game.
     game: a `pgx.Env` of two players who move in turn.
+    opening_moves: a game begins after a number of random moves, drawn from 0 to this many; a move that
+      would end it is left out.
 
   Returns:
     An environment of two players; the reward is that of the player who moved.
@@ -43,7 +46,18 @@ def self_play(name: str, game: Any) -> environment.Environment:
   play = _step_of(game)
 
   def reset(key: types.Key) -> tuple[Any, types.Observation]:
-    state = game.init(key)
+    if not opening_moves:
+      state = game.init(key)
+      return state, _observe(state)
+    init_key, number_key, moves_key = jax.random.split(key, 3)
+    number = jax.random.randint(number_key, (), 0, opening_moves + 1)
+
+    def move(i: types.Array, state: Any) -> Any:
+      moved = play(state, random_opponent(jax.random.fold_in(moves_key, i), state))
+      is_made = (i < number) & ~moved.terminated & ~moved.truncated
+      return jax.tree.map(lambda x, y: jnp.where(is_made, x, y), moved, state)
+
+    state = jax.lax.fori_loop(0, opening_moves, move, game.init(init_key))
     return state, _observe(state)
 
   def step(key: types.Key, state: Any, action: types.Array) -> tuple[Any, environment.Outcome]:
@@ -52,7 +66,9 @@ def self_play(name: str, game: Any) -> environment.Environment:
     state = play(state, action)
     return state, _outcome(state, state.rewards[mover])
 
-  return _environment(name, game, reset, step, num_players=2)
+  made = _environment(name, game, reset, step, num_players=2)
+  # Openings make a reset cost many steps.
+  return made._replace(reset_chunk=_RESET_CHUNK) if opening_moves else made
 
 
 def versus(name: str, game: Any, opponent: Opponent) -> environment.Environment:

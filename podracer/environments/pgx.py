@@ -53,7 +53,8 @@ def make(name: str, **options: Any) -> Any:
     name: one of NAMES.
     **options: `max_steps` of an episode (10000; against an opponent the agent's moves count); of
       MinAtar also `sticky_action_prob` (0.1) and `use_minimal_action_set` (True); of BOARD_GAMES also
-      `opponent`, one of OPPONENTS (`self`).
+      `opponent`, one of OPPONENTS (`self`), and, of games against itself, `opening_moves` (0): each
+      begins after up to that many random moves, so that the agent also learns what it would not play.
 
   Returns:
     An `environment.Environment`; that of 2048 and of a board game observes a dict with `board` and an
@@ -104,17 +105,23 @@ def _make_board_game(name: str, options: dict[str, Any]) -> Any:
 
   from podracer.environments import _adapt, _board_games
 
-  defaults = {"max_steps": _MAX_STEPS, "opponent": "self"}
+  defaults = {"max_steps": _MAX_STEPS, "opponent": "self", "opening_moves": 0}
   chosen = _adapt.read_options(f"pgx:{name}", options, defaults)
   max_steps, opponent = chosen["max_steps"], chosen["opponent"]
   if opponent not in OPPONENTS:
     raise config.InputError(
       f"environment pgx:{name}: opponent must be one of {', '.join(OPPONENTS)}, got {opponent!r}"
     )
+  opening_moves = chosen["opening_moves"]
+  config.check_at_least(0, opening_moves=opening_moves)
+  config.check(
+    not opening_moves or opponent == "self",
+    f"environment pgx:{name}: opening_moves is for opponent=self",
+  )
   against_random = versus(name, _board_games.random_opponent, max_steps=max_steps)
   if opponent == "random":
     return against_random
-  made = _adapt.time_limit(_board_games.self_play(name, pgx.make(name)), max_steps)
+  made = _adapt.time_limit(_board_games.self_play(name, pgx.make(name), opening_moves), max_steps)
   return made._replace(evaluation=against_random)
 
 
