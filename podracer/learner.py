@@ -168,7 +168,13 @@ def make_learner(
   ) -> tuple[LearnerState, types.Metrics]:
     if replay is not None:
       state, metrics = _replay_updates(
-        agent, config.replay, replay, gradient_step, state, key, trajectory
+        agent,
+        config.replay,
+        replay_lib.with_device_axis(replay),
+        gradient_step,
+        state,
+        key,
+        trajectory,
       )
     elif config.num_minibatches * config.num_epochs == 1:
       state, metrics, _ = gradient_step(state, key, trajectory)
@@ -317,8 +323,7 @@ def _replay_updates(
   trajectory: types.Trajectory,
 ) -> tuple[LearnerState, types.Metrics]:
   """Keeps a trajectory, and scans gradient steps on what the replay draws; sums of the metrics."""
-  # [1, ...] -> [...]: of this device.
-  kept = replay.add(jax.tree.map(lambda x: x.reshape(x.shape[1:]), state.replay), trajectory)
+  kept = replay.add(state.replay, trajectory)
 
   def step(
     carry: tuple[LearnerState, Any], step_key: types.Key
@@ -344,7 +349,7 @@ def _replay_updates(
     return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
   (state, kept), metrics = jax.lax.cond(replay.can_sample(kept), learn, wait, carry)
-  return state._replace(replay=_of_all(kept, 1)), metrics
+  return state._replace(replay=kept), metrics
 
 
 def _reanalysed(
