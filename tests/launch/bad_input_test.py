@@ -9,6 +9,7 @@ import pytest
 from podracer.launch import main as main_lib
 
 CATCH = ("train", "--env=gymnax:Catch-bsuite")
+MUZERO = (*CATCH, "--agent=muzero")
 
 # arguments, what the line must contain
 CASES = [
@@ -35,6 +36,18 @@ CASES = [
   ((*CATCH, "--num_env_steps=0"), "num_env_steps must be above 0"),
   ((*CATCH, "--max_checkpoints=1"), "max_checkpoints must be at least 2"),
   ((*CATCH, "--env_options", "rows"), "env_options takes name=value, got 'rows'"),
+  ((*MUZERO, "--config.search.num_simulations=0"), "search.num_simulations must be above 0, got 0"),
+  ((*MUZERO, "--config.search.policy=mcts"), "Expected one of ('gumbel', 'muzero')"),
+  (
+    (*MUZERO, "--config.unroll_steps=20", "--unroll_length=16"),
+    "more than the 16 steps of an unroll",
+  ),
+  ((*MUZERO, "--config.network.lstm_size=8"), "MuZero reads single observations"),
+  ((*MUZERO, "--config.replay.reanalyse_fraction=0.5"), "needs a replay: replay.capacity is 0"),
+  (
+    (*MUZERO, "--config.replay.capacity=9000"),
+    "replay.batch_size and replay.gradient_steps instead",
+  ),
   (("evaluate",), "--workdir"),
   (("evaluate", "--workdir=nowhere"), "workdir nowhere does not exist"),
   (("watch", "--workdir=nowhere"), "workdir nowhere does not exist"),

@@ -1,4 +1,4 @@
-"""The search in games known as tables, against exhaustive search."""
+"""The search with the rules of small games for a model, against exhaustive search."""
 
 import functools
 from typing import NamedTuple
@@ -12,19 +12,22 @@ import pytest
 from podracer.agents import muzero
 from podracer.agents.muzero import search
 
-NUM_ACTIONS, BATCH, DEPTH, NUM_SIMULATIONS = 4, 32, 3, 96
+A, BATCH, NUM_SIMULATIONS = 4, 32, 192
+NUM_INNER = 1 + A + A**2
+TREE_SIZE = NUM_INNER + A**3
+NUM_STATES = BATCH * TREE_SIZE
 POLICIES = ["gumbel", "muzero"]
 
 
 class Game(NamedTuple):
-  """The model of a game `[S, A]`, and the states `[B]` to search from.
+  """The rules of a game, and where to search.
 
   Attributes:
-    next_state: int32; a state where the game is over leads to itself.
-    reward: float32, to who moves.
-    legal: bool.
+    next_state: `[S, A]` int32; a state where the game is over leads to itself.
+    reward: `[S, A]` float32, to who moves.
+    legal: `[S, A]` bool.
     discount: negative where two players take turns.
-    root: int32.
+    root: `[B]` int32 states.
   """
 
   next_state: np.ndarray
@@ -35,7 +38,7 @@ class Game(NamedTuple):
 
 
 def recurrent_fn(game, key, action, state):
-  """Knows the rules, and of values nothing."""
+  """Knows the rules, and nothing of values."""
   del key
   after = game.next_state[state, action]
   output = mctx.RecurrentFnOutput(
@@ -53,61 +56,56 @@ def make(policy, explore, **options):
   return jax.jit(search.make_search(config, recurrent_fn, explore))
 
 
-def find(policy, game, explore=False, seed=0, mask=None, temperature=1.0, **options):
-  """Searches from the roots of a game; where no mask is given, with its rules."""
-  shape = (BATCH, game.next_state.shape[1])
+def find(policy, game, explore=False, seed=0, mask=None, prior=None, temperature=1.0, **options):
+  """Searches; by the legal actions of the game and with an even prior, where none is given."""
   root = mctx.RootFnOutput(
-    prior_logits=jnp.zeros(shape), value=jnp.zeros(BATCH), embedding=jnp.asarray(game.root)
+    prior_logits=jnp.zeros(game.legal[game.root].shape) if prior is None else jnp.asarray(prior),
+    value=jnp.zeros(game.root.shape),
+    embedding=jnp.asarray(game.root),
   )
-  mask = game.legal[game.root] if mask is None else mask
-  return make(policy, explore, **options)(
-    jax.tree.map(jnp.asarray, game), jax.random.key(seed), root, jnp.asarray(mask), temperature
+  mask = jnp.asarray(game.legal[game.root] if mask is None else mask)
+  found = make(policy, explore, **options)(
+    jax.tree.map(jnp.asarray, game), jax.random.key(seed), root, mask, temperature
   )
-
-
-def solve(game):
-  """Returns the values `[S, A]` of all moves, by exhaustive search, -inf where illegal."""
-
-  @functools.cache
-  def values(state):
-    return [move(state, a) if game.legal[state, a] else -np.inf for a in range(NUM_ACTIONS)]
-
-  def move(state, action):
-    after = int(game.next_state[state, action])
-    rest = 0.0 if after == state else max(values(after))
-    return game.reward[state, action] + game.discount * rest
-
-  return np.asarray([values(state) for state in range(len(game.legal))])
+  return jax.tree.map(np.asarray, found)
 
 
 @functools.cache
-def random_trees(discount):
-  """Returns trees of DEPTH moves, in each of which the best first move isn't the one that pays most."""
-  rng = np.random.default_rng(0)
-  num_inner = sum(NUM_ACTIONS**d for d in range(DEPTH))
-  size = num_inner + NUM_ACTIONS**DEPTH
-  parts = []
-  while len(parts) < BATCH:
-    state = np.arange(size)
-    next_state = np.repeat(state[:, None], NUM_ACTIONS, axis=1)
-    next_state[:num_inner] = np.arange(1, size).reshape(num_inner, NUM_ACTIONS)
-    reward = np.where(state[:, None] < num_inner, rng.integers(-2, 3, (size, NUM_ACTIONS)), 0)
-    game = Game(next_state, reward, np.ones_like(reward, bool), discount, np.zeros(1, int))
-    best, second = np.sort(solve(game)[0])[[-1, -2]]
-    if best > second + 0.7 and np.argmax(solve(game)[0]) != np.argmax(reward[0]):
-      parts.append(game)
-  return Game(
-    next_state=np.concatenate([game.next_state + i * size for i, game in enumerate(parts)]),
-    reward=np.concatenate([game.reward for game in parts]).astype(np.float32),
-    legal=np.concatenate([game.legal for game in parts]),
-    discount=discount,
-    root=np.arange(BATCH) * size,
+def trees(num_players):
+  """Returns games of three moves of which the last pays, and the one first move that is best.
+
+  Another first move of one player pays at once and costs more later. Of two players, who makes the
+  best one wins, whatever the other does, and loses by every other.
+  """
+  rng, state = np.random.default_rng(0), np.arange(TREE_SIZE)[:, None]
+  next_state = np.where(state < NUM_INNER, state * A + 1 + np.arange(A), state)
+  reward, best = np.zeros((BATCH, TREE_SIZE, A), np.float32), []
+  while len(best) < BATCH:
+    first, last = np.zeros(A), 1.0 * (rng.uniform(size=(A, A, A)) < 0.2)
+    if num_players == 1:
+      good, bait = rng.choice(A, 2, replace=False)
+      last[np.arange(A) != good] = 0.0
+      first[bait], last[bait] = 0.3, -1.0
+      values = first + 0.9**2 * np.max(last, axis=(1, 2))
+    else:
+      last = 2 * last - 1
+      values = np.min(np.max(last, axis=2), axis=1)
+    if np.max(values) > 0.5 and np.sum(values == np.max(values)) == 1:
+      reward[len(best), 0], reward[len(best), 1 + A : NUM_INNER] = first, last.reshape(A * A, A)
+      best.append(np.argmax(values))
+  game = Game(
+    next_state=np.concatenate([next_state + i * TREE_SIZE for i in range(BATCH)]),
+    reward=reward.reshape(NUM_STATES, A),
+    legal=np.ones((NUM_STATES, A), bool),
+    discount=0.9 if num_players == 1 else -1.0,
+    root=np.arange(BATCH) * TREE_SIZE,
   )
+  return game, np.asarray(best)
 
 
-def nim(num_states):
-  """Returns the game in which 1 to 4 stones are taken and who takes the last one wins."""
-  stones, take = np.arange(num_states)[:, None], np.arange(1, NUM_ACTIONS + 1)
+def nim():
+  """Returns the game in which 1 to A stones are taken and who takes the last one wins."""
+  stones, take = np.arange(NUM_STATES)[:, None], np.arange(1, A + 1)
   legal = take <= stones
   return Game(
     next_state=np.where(legal, stones - take, stones),
@@ -118,16 +116,157 @@ def nim(num_states):
   )
 
 
-if __name__ == "__main__":
-  import time
-  for d in (0.9,-0.9):
-    g=random_trees(d)
-    best=np.argmax(solve(g)[g.root],-1)
-    for policy in POLICIES:
-      for n in (32,64,96,128):
-        t0=time.time(); o=find(policy,g,num_simulations=n); o.action.block_until_ready(); t1=time.time()
-        o=find(policy,g,num_simulations=n,seed=1); o.action.block_until_ready(); t2=time.time()
-        print(d,policy,n,(o.action==best).mean(),(np.argmax(o.visits,-1)==best).mean(),t1-t0,t2-t1, np.abs(o.value-np.max(solve(g)[g.root],-1)).mean())
-        g2=nim(len(g.legal)); 
-        o=find(policy,g2,num_simulations=n,seed=1); q=solve(g2)[g2.root]
-        print("nim",[q[i,o.action[i]]==q[i].max() for i in range(10)], o.value[:10].round(2))
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("num_players", [1, 2])
+def test_the_best_action_is_found(policy, num_players):
+  game, best = trees(num_players)
+  found = find(policy, game)
+  np.testing.assert_array_equal(found.action, best)
+  np.testing.assert_array_equal(np.argmax(found.visits, axis=-1), best)
+  assert found.action.dtype == np.int32 and found.depth.dtype == np.float32
+  if num_players == 2:  # An opponent who helped would be another game.
+    assert np.mean(find(policy, game._replace(discount=1.0)).action == best) < 0.9
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nim_is_won_where_it_can_be(policy):
+  """Who leaves a multiple of 5 stones wins, if 1 to 4 are taken."""
+  game = nim()
+  found, stones = find(policy, game), game.root
+  is_won = stones % (A + 1) != 0
+  np.testing.assert_array_equal(1 + found.action[is_won], (stones % (A + 1))[is_won])
+  # The value is that of the player to move.
+  assert np.all(found.value[stones == 1] > 0.5) and np.all(found.value[stones == A + 1] < -0.5)
+  np.testing.assert_allclose(found.value[stones == 0], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("explore", [False, True])
+def test_no_illegal_action_is_played(policy, explore):
+  rng = np.random.default_rng(0)
+  game, _ = trees(1)
+  for seed in range(25):
+    mask = rng.uniform(size=(BATCH, A)) < rng.uniform(size=(BATCH, 1))
+    assert not np.all(np.any(mask, axis=1))
+    # What is illegal looks best, to the prior and to the model.
+    reward = game.reward.copy()
+    reward[game.root] += np.where(mask, 0.0, 100.0)
+    prior = rng.normal(size=mask.shape) + np.where(mask, 0.0, rng.choice([0.0, 30.0]))
+    found = find(policy, game._replace(reward=reward), explore, seed, mask, np.float32(prior))
+    assert all(np.all(np.isfinite(x)) for x in found)
+    np.testing.assert_allclose(np.sum(found.visits, axis=1), 1.0, atol=1e-5)
+    assert np.all((found.action >= 0) & (found.action < A))
+    playing = np.any(mask, axis=1)
+    assert np.all(mask[np.arange(BATCH), found.action][playing])
+    assert not np.any(found.visits[playing][~mask[playing]])
+
+
+@pytest.mark.parametrize(
+  ("policy", "scale"),
+  [
+    ("gumbel", 1.0),
+    ("gumbel", 0.0),
+    ("muzero", 1.0),
+    pytest.param(
+      "muzero", 0.0, marks=pytest.mark.xfail(reason="mctx draws among equal visits", strict=True)
+    ),
+  ],
+)
+def test_acting_greedily_needs_no_chance(policy, scale):
+  """Nor does it where all actions are alike, as the scale 0 makes them."""
+  game, _ = trees(1)
+  game = game._replace(reward=scale * game.reward)
+  first = find(policy, game)
+  for seed in range(1, 10):
+    other = find(policy, game, seed=seed, temperature=seed)
+    np.testing.assert_array_equal(first.action, other.action)
+    if policy == "gumbel":
+      jax.tree.map(np.testing.assert_array_equal, first, other)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_exploring_takes_chances_by_the_temperature(policy):
+  game, _ = trees(1)
+  game = game._replace(reward=0.1 * game.reward)
+  greedy = find(policy, game)
+  differs = []
+  for temperature in (0.0, 1.0, 10.0):
+    found = [find(policy, game, True, seed, temperature=temperature) for seed in range(8)]
+    if temperature == 0:
+      for each in found:
+        chosen = each.visits[np.arange(BATCH), each.action]
+        np.testing.assert_allclose(chosen, np.max(each.visits, axis=1))
+        # Of the Gumbel search that is all there is of noise; the other has some in its prior.
+        if policy == "gumbel":
+          jax.tree.map(np.testing.assert_array_equal, each, greedy)
+    differs.append(np.mean([each.action != greedy.action for each in found]))
+  assert differs[0] < differs[1] < differs[2]
+
+
+@pytest.mark.parametrize(
+  "policy",
+  ["gumbel", pytest.param("muzero", marks=pytest.mark.xfail(reason="not passed on", strict=True))],
+)
+def test_small_differences_of_value_are_no_differences(policy):
+  """A range below `min_value_range` is scaled as if it were that; else the best action has it all."""
+  game, best = trees(1)
+  for scale, most in ((1.0, 1.0), (1e-3, 0.5)):
+    found = find(policy, game._replace(reward=scale * game.reward))
+    share = found.visits[np.arange(BATCH), best]
+    assert np.all(share <= most) and np.mean(share) > most - 0.3, share
+
+
+CORRIDOR = Game(
+  next_state=np.arange(1, 33)[:, None] % 32,
+  reward=np.zeros((32, 1), np.float32),
+  legal=np.ones((32, 1), bool),
+  discount=1.0,
+  root=np.zeros(2, np.int32),
+)
+
+
+@pytest.mark.parametrize(
+  ("policy", "explore", "max_depth", "expected"),
+  [
+    ("gumbel", True, 0, 6),
+    ("gumbel", False, 0, 9),
+    ("gumbel", False, 4, 4),
+    ("muzero", False, 20, 9),
+    ("muzero", True, 4, 4),
+  ],
+)
+def test_simulations_and_depth_are_bounded(policy, explore, max_depth, expected):
+  """Where there is one action, each simulation is a step deeper."""
+  options = {"num_simulations": 6, "evaluation_simulations": 9, "max_depth": max_depth}
+  np.testing.assert_array_equal(find(policy, CORRIDOR, explore, **options).depth, expected)
+
+
+def depth_by_walking(parents):
+  depth = 0
+  for node in range(len(parents)):
+    steps = 0
+    while parents[node] >= 0:
+      node, steps = parents[node], steps + 1
+    depth = max(depth, steps)
+  return depth
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4, 5, 8, 9, 17, 33])
+def test_depth_of_trees(num_nodes):
+  rng = np.random.default_rng(num_nodes)
+  parents = [np.arange(-1, num_nodes - 1)]  # A chain, the deepest that can be.
+  for width in (1, 2, 4, 100):
+    tree = [max(0, node - 1 - int(rng.integers(width))) for node in range(num_nodes)]
+    tree = np.where(rng.uniform(size=num_nodes) < 0.2, -1, tree)  # A node that was never made,
+    tree = np.asarray([-1 if p > 0 and tree[p] < 0 else p for p in tree])  # has no children.
+    parents.append(np.concatenate([[-1], tree[1:]]))
+  parents = np.stack(parents)
+  expected = [depth_by_walking(tree) for tree in parents]
+  assert expected[0] == num_nodes - 1
+  np.testing.assert_array_equal(search.tree_depth(jnp.asarray(parents)), expected)
+
+
+def test_where_nothing_is_legal_everything_is():
+  mask = jnp.asarray([[True, False], [False, False], [True, True]])
+  expected = [[False, True], [False, False], [False, False]]
+  np.testing.assert_array_equal(search.illegal(mask), expected)
