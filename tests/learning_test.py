@@ -3,11 +3,19 @@
 The longer ones, with their curves, are in `benchmarks/learning/`.
 """
 
+import importlib.util
 import json
+import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+
+from podracer import evaluation
+from podracer.environments import pgx
+from podracer.launch import policy
 
 
 def train(workdir, env, num_env_steps, *flags, num_seeds=3):
@@ -58,3 +66,53 @@ def test_cartpole_on_the_host(tmp_path, lag, seed):
   flags = (f"--lag={lag}", f"--seed={seed}")
   (result,) = train(tmp_path / "run", "envpool:CartPole-v1", 2_000_000, *flags, num_seeds=1)
   assert result >= 475
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("env", "num_env_steps", "least"),
+  [("gymnax:Catch-bsuite", 800_000, 0.95), ("gymnax:CartPole-v1", 500_000, 400)],
+)
+def test_muzero_on_anakin(tmp_path, env, num_env_steps, least):
+  assert min(train(tmp_path / "run", env, num_env_steps, "--agent=muzero")) >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+  ("env", "num_env_steps", "least"),
+  [("gymnax:Catch-bsuite", 800_000, 0.95), ("envpool:CartPole-v1", 500_000, 400)],
+)
+def test_muzero_on_sebulba(tmp_path, env, num_env_steps, least, seed):
+  flags = ("--agent=muzero", "--architecture=sebulba", f"--seed={seed}")
+  (result,) = train(tmp_path / "run", env, num_env_steps, *flags, num_seeds=1)
+  assert result >= least
+
+
+@pytest.mark.slow
+def test_muzero_plays_tic_tac_toe(tmp_path):
+  """It never loses to a random player in 200 games, and draws against a perfect one."""
+  train(tmp_path / "run", "pgx:tic_tac_toe", 1_000_000, "--agent=muzero")
+  loaded = policy.LoadedRun(str(tmp_path / "run"))
+  opponents = {"random": None, "perfect": load_minimax().opponent}
+  for name, opponent in opponents.items():
+    game = loaded.environment.evaluation
+    if opponent is not None:
+      game = pgx.versus("tic_tac_toe", opponent)
+    evaluate = evaluation.make_evaluator(loaded.agent, game, num_episodes=200)
+    for seed in range(3):
+      returns = evaluate(loaded.params(seed), jax.random.key(seed)).returns
+      print(name, seed, returns.mean(), (returns < 0).sum())
+      if name == "random":
+        assert np.all(returns >= 0)
+      else:
+        assert np.mean(returns >= 0) >= 0.9
+
+
+def load_minimax():
+  """Returns the module beside this one: `tests` is the name of another package too."""
+  path = pathlib.Path(__file__).parent / "minimax.py"
+  spec = importlib.util.spec_from_file_location("minimax", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -90,6 +90,15 @@ PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
     "gymnax:Catch-bsuite",
     {"num_env_steps": 500_000, "machine": _MANY_UPDATES, "config": {"learning_rate": 2e-3}},
   ),
+  # With lambda 1 and 2e-3 one seed in 24 ends near 210; with these 32 of 32 end at 500 (2 M steps).
+  (
+    "*:CartPole-v*",
+    {
+      "num_env_steps": 3_000_000,
+      "machine": _MANY_UPDATES,
+      "config": {**_DECAYING, "learning_rate": 3e-3, "vtrace_lambda": 0.95},
+    },
+  ),
   (
     "gymnax:MemoryChain-bsuite",
     {

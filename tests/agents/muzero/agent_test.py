@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,9 @@ from podracer import config as config_lib
 from podracer import testing, types
 from podracer.agents import muzero
 from podracer.agents.muzero import model as model_lib
-from podracer.anakin import rollout
 
 A, T, B, SIZE = 3, 6, 4, 5
+NUM_BINS, MAX_VALUE = 11, 20.0
 VECTOR = types.EnvironmentSpec(
   "probe", types.ArraySpec((SIZE,), jnp.dtype("float32")), types.DiscreteActions(A)
 )
@@ -22,15 +21,19 @@ MASKED = VECTOR._replace(
     types.ACTION_MASK: types.ArraySpec((A,), jnp.dtype(bool)),
   }
 )
+SPECS = {"vector": VECTOR, "masked": MASKED}
 ONE_ACTION = VECTOR._replace(action=types.DiscreteActions(1))
 SEARCH_FIELDS = ("search_visits", "search_value", "search_depth")
 KEY = jax.random.key(0)
+F, M, L = types.FIRST, types.MID, types.LAST
 
 
 def config_of(search=None, **options):
   return muzero.MuZeroConfig(
     network=config_lib.NetworkConfig(hidden_sizes=(8,)),
-    model=muzero.ModelConfig(latent_size=8, hidden_sizes=(8,), num_bins=11, max_value=20.0),
+    model=muzero.ModelConfig(
+      latent_size=8, hidden_sizes=(8,), num_bins=NUM_BINS, max_value=MAX_VALUE
+    ),
     search=muzero.SearchConfig(**{"num_simulations": 4, **(search or {})}),
     **{"unroll_steps": 3, **options},
   )
@@ -101,19 +104,12 @@ def assert_same(x, y, **tolerance):
 # Acting.
 
 
-@functools.cache
-def acted(policy, spec_name, explore):
-  agent, params = make({"vector": VECTOR, "masked": MASKED}[spec_name], search={"policy": policy})
-  batch = 32
-  spec = {"vector": VECTOR, "masked": MASKED}[spec_name]
-  timestep = types.TimeStep(
-    step_type=np.full(batch, types.MID, np.int8),
-    reward=np.zeros(batch, np.float32),
-    discount=np.ones(batch, np.float32),
-    observation=observations(spec, (batch,), np.random.default_rng(0)),
-  )
-  act, by_prior = (jax.jit(f, static_argnums=4) for f in (agent.act, agent.act_by_prior))
-  return timestep, *(f(params, KEY, timestep, (), explore) for f in (act, by_prior))
+def act(agent, params, timestep, explore):
+  return jax.jit(agent.act, static_argnums=4)(params, KEY, timestep, (), explore)
+
+
+def act_by_prior(agent, params, timestep, explore):
+  return jax.jit(agent.act_by_prior, static_argnums=4)(params, KEY, timestep, (), explore)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +122,13 @@ def acted(policy, spec_name, explore):
   ],
 )
 def test_acting(policy, spec_name, explore):
-  timestep, (output, state), (prior, prior_state) = acted(policy, spec_name, explore)
-  batch = len(timestep.reward)
+  batch, spec = 32, SPECS[spec_name]
+  agent, params = make(spec, search={"policy": policy})
+  timestep = types.zero_timestep(spec, batch)._replace(
+    observation=observations(spec, (batch,), np.random.default_rng(0))
+  )
+  output, state = act(agent, params, timestep, explore)
+  prior, prior_state = act_by_prior(agent, params, timestep, explore)
   assert state == prior_state == ()
   mask = types.action_mask(timestep.observation)
   # Where none is legal, after an end, every action is.
@@ -157,7 +158,7 @@ def test_acting_by_the_prior_draws_from_the_network():
   batch = 4000
   observation = np.broadcast_to(np.float32(np.arange(SIZE)), (batch, SIZE))
   timestep = types.zero_timestep(VECTOR, batch)._replace(observation=observation)
-  output, _ = jax.jit(agent.act_by_prior, static_argnums=4)(params, KEY, timestep, (), True)
+  output, _ = act_by_prior(agent, params, timestep, True)
   shares = np.bincount(output.action, minlength=A) / batch
   np.testing.assert_allclose(shares, jax.nn.softmax(output.logits[0]), atol=0.03)
   model = model_lib.Model(config_of().network, config_of().model, VECTOR)
@@ -165,14 +166,12 @@ def test_acting_by_the_prior_draws_from_the_network():
   np.testing.assert_allclose(output.logits[:1], prediction.policy_logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", [VECTOR, MASKED], ids=["vector", "masked"])
-def test_reanalysis_searches_anew_and_changes_nothing_else(spec):
-  agent, params = make(spec)
-  trajectory = random_trajectory(spec)._replace(importance_weights=np.ones(B, np.float32))
-  key = jax.random.key(7)
-  found = jax.jit(agent.reanalyse)(params, key, trajectory)
+def test_reanalysis_searches_anew_and_changes_nothing_else():
+  agent, params = make(MASKED, search={"temperature": 10.0})
+  trajectory = random_trajectory(MASKED)._replace(importance_weights=np.ones(B, np.float32))
+  found = jax.jit(agent.reanalyse)(params, KEY, trajectory)
   flat = jax.tree.map(lambda x: x[:-1].reshape(-1, *x.shape[2:]), trajectory.timesteps)
-  fresh, _ = jax.jit(agent.act, static_argnums=4)(params, key, flat, (), True)
+  fresh, _ = act(agent, params, flat, True)
   for name in SEARCH_FIELDS:
     now, then = (getattr(x.actor_outputs, name) for x in (found, trajectory))
     assert now.shape == then.shape and now.dtype == then.dtype and not np.allclose(now, then)
@@ -183,6 +182,10 @@ def test_reanalysis_searches_anew_and_changes_nothing_else(spec):
   assert_same(found, trajectory._replace(actor_outputs=kept), rtol=0)
 
 
+def number(logits, limit):
+  return model_lib.make_transform(NUM_BINS, limit).apply_inv(jax.nn.softmax(logits))
+
+
 @pytest.mark.parametrize("num_players", [1, 2])
 def test_the_search_takes_turns(num_players):
   """Where there is one action and one simulation, the value is the mean of two that are known."""
@@ -190,66 +193,55 @@ def test_the_search_takes_turns(num_players):
   agent, params = make(ONE_ACTION._replace(num_players=num_players), **options)
   timestep = types.zero_timestep(VECTOR, B)
   timestep = timestep._replace(observation=observations(VECTOR, (B,), np.random.default_rng(1)))
-  output, _ = jax.jit(agent.act, static_argnums=4)(params, KEY, timestep, (), False)
+  output, _ = act(agent, params, timestep, False)
   config = config_of(**options)
   model = model_lib.Model(config.network, config.model, ONE_ACTION)
-  apply = functools.partial(model.apply, params["model"])
-  number = lambda logits, limit: model_lib.make_transform(11, limit).apply_inv(jax.nn.softmax(logits))  # noqa: E731
-  latent = apply(timestep.observation, method="represent")
-  after, reward = apply(latent, np.zeros(B, np.int32), method="step")
-  root, leaf = (number(apply(x, method="predict").value_logits, 20.0) for x in (latent, after))
-  sign = 1 if num_players == 1 else -1
-  backed_up = number(reward, config.model.max_reward) + sign * 0.8 * leaf
-  np.testing.assert_allclose(output.value, root, rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(output.search_value, (root + backed_up) / 2, rtol=1e-4, atol=1e-4)
-  assert np.std(leaf) > 0.01
+
+  @jax.jit
+  def known(params, observation):
+    latent = model.apply(params, observation, method="represent")
+    after, reward_logits = model.apply(params, latent, jnp.zeros(B, int), method="step")
+    logits = [model.apply(params, x, method="predict").value_logits for x in (latent, after)]
+    return *(number(x, MAX_VALUE) for x in logits), number(reward_logits, config.model.max_reward)
+
+  root, leaf, reward = known(params["model"], timestep.observation)
+  backed_up = reward + (0.8 if num_players == 1 else -0.8) * leaf
+  np.testing.assert_allclose(output.value, root, rtol=1e-4, atol=1e-3)
+  np.testing.assert_allclose(output.search_value, (root + backed_up) / 2, rtol=1e-4, atol=1e-3)
+  assert np.all(np.abs(leaf) > 0.1)
 
 
-@pytest.mark.parametrize("policy", ["gumbel", "muzero"])
-def test_the_temperature_follows_the_gradient_steps(policy):
-  schedule = {"temperature": 2.0, "final_temperature": 0.5, "temperature_steps": 10}
-  agent, params = make(search={"policy": policy, **schedule})
+def test_the_temperature_follows_the_gradient_steps():
+  schedule = {"temperature": 3.0, "final_temperature": 0.5, "temperature_steps": 10}
+  agent, params = make(search=schedule)
+  constant, _ = make(search={"temperature": 1.75})
+  assert constant.update_statistics is None
   timestep = types.zero_timestep(VECTOR, 64)._replace(
     observation=observations(VECTOR, (64,), np.random.default_rng(1))
   )
-  act = jax.jit(agent.act, static_argnums=4)
   found = []
-  for steps, temperature in ((0, 2.0), (5, 1.25), (10, 0.5), (40, 0.5)):
+  for steps in (0, 5, 10, 40):
     while params["gradient_steps"] < steps:
       params = agent.update_statistics(params, ())
-    assert params["gradient_steps"] == steps
-    found.append(act(params, KEY, timestep, (), True)[0])
-    if steps == 5:
-      constant, _ = make(search={"policy": policy, "temperature": temperature})
-      assert constant.update_statistics is None
-      same, _ = jax.jit(constant.act, static_argnums=4)(params, KEY, timestep, (), True)
-      assert_same(found[-1], same, atol=1e-5)
-  assert_same(found[2], found[3], rtol=0)
-  assert all(np.any(x.action != y.action) for x, y in zip(found[:2], found[1:3], strict=True))
+    found.append(act(agent, params, timestep, True)[0])
+  start, middle, end, later = found
+  assert np.any(start.action != middle.action) and np.any(middle.action != end.action)
+  assert_same(end, later, rtol=0)
+  assert_same(middle, act(constant, params, timestep, True)[0], atol=1e-5)
 
 
 # Learning.
 
 
-def loss_of(agent):
-  return jax.jit(jax.value_and_grad(agent.loss, argnums=(0, 1), has_aux=True))
-
-
-@functools.cache
-def learning_on_the_chain():
-  """Returns what the loss says of real unrolls in which episodes end and are cut."""
+def test_learning_from_a_probe_is_finite_and_teaches_no_target():
   env = testing.chain_environment(((3, "terminate"), (2, "truncate"), (1, "terminate")))
-  agent, params = make(env.spec, search={"num_simulations": 2, "temperature_steps": 5})
-  keys = jax.random.split(KEY, B)
-  state = rollout.initial_state(agent, env, keys)
-  unroll = jax.jit(lambda p, s: rollout.unroll(agent, env, p, KEY, s, T)[1])
-  trajectory = unroll(params, state)
-  assert np.any(trajectory.timesteps.discount == 0)
-  return loss_of(agent)(params, params, KEY, trajectory)
-
-
-def test_learning_from_probes_is_finite_and_teaches_no_target():
-  (loss, info), (gradient, target_gradient) = learning_on_the_chain()
+  course = testing.random_course(env, jax.random.split(jax.random.key(1), B), T)
+  assert np.any(course.discount == 0) and np.any((course.discount == 1) & (course.step_type == L))
+  agent, params = make(env.spec, search={"temperature_steps": 5})
+  trajectory = trajectory_of(course.step_type, course.discount, course.reward, env.spec)
+  trajectory = trajectory._replace(timesteps=course)
+  gradient_of = jax.jit(jax.value_and_grad(agent.loss, argnums=(0, 1), has_aux=True))
+  (loss, info), (gradient, target_gradient) = gradient_of(params, params, KEY, trajectory)
   assert np.isfinite(loss) and loss.shape == ()
   assert all(np.isfinite(x) and x.shape == () for x in info.metrics.values())
   assert info.priorities.shape == (B,) and np.all(info.priorities >= 0)
@@ -266,41 +258,32 @@ def streams(trajectory, index):
 
 def test_the_loss_is_the_mean_over_streams_by_their_weights():
   agent, params = make()
-  trajectory, function = random_trajectory(), loss_of(agent)
-  (whole, info), (gradient, _) = function(params, params, KEY, trajectory)
+  trajectory = random_trajectory()
+  function = jax.jit(jax.value_and_grad(agent.loss, has_aux=True))
   parts = [function(params, params, KEY, streams(trajectory, [b])) for b in range(B)]
-  for weights in (None, np.float32([1, 1, 1, 1]), np.float32([0.5, 2, 0, 1]), np.zeros(B)):
-    if weights is not None:
-      weighted = trajectory._replace(importance_weights=np.float32(weights))
-      (whole, info), (gradient, _) = function(params, params, KEY, weighted)
-    shares = np.ones(B) if weights is None else weights
-    expected = [part[0][0] * share for part, share in zip(parts, shares, strict=True)]
-    np.testing.assert_allclose(whole, np.mean(expected), rtol=1e-4, atol=1e-6)
-    combine = lambda *x, w=shares: np.tensordot(w, np.stack(x), 1) / B  # noqa: E731
-    assert_same(
-      gradient, jax.tree.map(combine, *(part[1][0] for part in parts)), rtol=1e-3, atol=1e-4
-    )
+  for weights in ([1, 1, 1, 1], [0.5, 2, 0, 1], [0, 0, 0, 0]):
+    weighted = trajectory._replace(importance_weights=np.float32(weights))
+    (whole, info), gradient = function(params, params, KEY, weighted)
+
+    def mean(*x, weights=weights):
+      return np.tensordot(weights, np.stack(x), 1) / B
+
+    np.testing.assert_allclose(whole, mean(*(part[0][0] for part in parts)), rtol=1e-4, atol=1e-6)
+    expected = jax.tree.map(mean, *(part[1] for part in parts))
+    assert_same(gradient, expected, rtol=1e-3, atol=1e-4)
     # By its errors a stream is drawn again, whatever it weighs now.
     errors = np.concatenate([part[0][1].priorities for part in parts])
-    np.testing.assert_allclose(info.priorities, errors, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(info.priorities, errors, rtol=1e-4, atol=1e-4)
 
 
 def test_clipped_rewards():
   (_, params), trajectory = make(), random_trajectory(reward_scale=5.0)
   clipped = trajectory.timesteps._replace(reward=np.clip(trajectory.timesteps.reward, -1, 1))
-  found = [
-    loss_of(make(reward_clip=kind)[0])(params, params, KEY, x)[0][0]
-    for kind, x in (
-      ("unit", trajectory),
-      ("none", trajectory._replace(timesteps=clipped)),
-      ("none", trajectory),
-    )
-  ]
-  np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
-  assert abs(found[0] - found[2]) > 0.1
-
-
-F, M, L = types.FIRST, types.MID, types.LAST
+  clipped = trajectory._replace(timesteps=clipped)
+  unit, none = (jax.jit(make(reward_clip=kind)[0].loss) for kind in ("unit", "none"))
+  found = unit(params, params, KEY, trajectory)[0]
+  np.testing.assert_allclose(found, none(params, params, KEY, clipped)[0], rtol=1e-6)
+  assert abs(found - none(params, params, KEY, trajectory)[0]) > 0.1
 
 
 # gamma 0.5. Values of the last observation, of the target network, are written as v.
@@ -324,7 +307,7 @@ def test_returns_of_a_game_of_two_moves(num_players, step_type, discount, expect
   columns = (np.repeat(np.asarray(x)[:, None], B, axis=1) for x in (step_type, discount, [0, 0, 1]))
   trajectory = trajectory_of(*columns)
   last = types.zero_timestep(VECTOR, B)._replace(observation=trajectory.timesteps.observation[-1])
-  value = np.asarray(agent.act_by_prior(target_params, KEY, last, (), False)[0].value)
+  value = np.asarray(act_by_prior(agent, target_params, last, False)[0].value)
   assert np.all(np.abs(value) > 1e-2)
   returns = np.stack([np.broadcast_to(x, B) for x in expected(value)])
   outputs = trajectory.actor_outputs._replace(search_value=np.float32(returns))
@@ -382,7 +365,7 @@ def test_wrong_values_are_refused_in_a_line(make_config, message):
 def test_an_unroll_longer_than_the_trajectory_is_refused():
   config_of(unroll_steps=T).check_unroll(T)
   agent, params = make(unroll_steps=T + 1)
-  with pytest.raises(config_lib.InputError, match=rf"^unroll_steps={T + 1} .* the {T} steps .*$"):
+  with pytest.raises(config_lib.InputError, match=rf"^unroll_steps={T + 1} .* the {T} steps of"):
     jax.eval_shape(agent.loss, params, params, KEY, random_trajectory())
 
 

@@ -91,7 +91,7 @@ def test_one_device_equals_four():
   assert max(jax.tree.leaves(moved)) > 1e-2, "nothing was learnt, so nothing was compared"
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_is_exact_with_what_the_replay_holds(tmp_path, num_devices):
   """Through a real checkpoint on disk: parameters, replay, priorities, environments."""
   machine = make_anakin(WITH_REPLAY, num_devices)
@@ -126,6 +126,7 @@ def test_learning_waits_for_the_replay_to_fill():
     assert_identical(before, jax.device_get(state.learner.params))
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_equal_seeds_alone_with_a_replay():
   together = make_anakin(WITH_REPLAY, num_seeds=2)
   both, _ = together.advance(together.init(5), 3)
@@ -135,6 +136,7 @@ def test_seeds_side_by_side_equal_seeds_alone_with_a_replay():
     assert_close(jax.tree.map(lambda x, i=i: x[i], both.learner.params), state.learner.params)
 
 
+@pytest.mark.slow
 def test_lockstep_on_sebulba_equals_anakin():
   agent = greedy(muzero.make_agent(SMALL, ENDS.spec))
   expected = [
@@ -167,7 +169,9 @@ def test_lockstep_on_sebulba_equals_anakin():
     assert_close(params, expected_params)
 
 
-@pytest.mark.parametrize("split", [((0,), (0,)), ((0,), (1, 2))], ids=str)
+@pytest.mark.parametrize(
+  "split", [((0,), (0,)), pytest.param(((0,), (1, 2)), marks=pytest.mark.slow)], ids=str
+)
 def test_sebulba_keeps_a_replay_and_restores_it(split, tmp_path):
   actors, learners = split
   options = {"actor_devices": actors, "learner_devices": learners, "num_devices": 3}

@@ -184,6 +184,16 @@ def test_acting_greedily_needs_no_chance(policy, scale):
       jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
+@pytest.mark.parametrize("explore", [False, True])
+def test_the_prior_has_noise_when_exploring_only(explore):
+  """Where all actions are alike, the visits of the search of the paper are those of the prior."""
+  game, _ = trees(1)
+  prior = 8.0 * np.eye(A, dtype=np.float32)[np.arange(BATCH) % A]
+  found = find("muzero", game._replace(reward=0 * game.reward), explore, prior=prior)
+  share = found.visits[np.arange(BATCH), np.arange(BATCH) % A]
+  assert np.min(share) < 0.9 if explore else np.min(share) > 0.97
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_exploring_takes_chances_by_the_temperature(policy):
   game, _ = trees(1)
