@@ -101,7 +101,7 @@ def assert_trees_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("uniform", marks=pytest.mark.slow), "prioritised"])
 def test_what_goes_in_comes_out_unmixed(kind):
   made = make(kind=kind, num_drawn=64)
   sample = made.sample(filled(made, 4), KEY)
@@ -130,6 +130,7 @@ def test_the_oldest_are_overwritten(kind):
     assert_drawn_like(draw_often(made, state), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", (1, B))
 def test_one_unroll_of_each_environment(kind, batch_size):
@@ -157,6 +158,7 @@ def test_can_sample_from_min_size_on(kind, num_devices, min_size, num_adds):
     state = made.add(state, unrolls(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_numbers_are_over_all_devices(kind):
   keywords = {"kind": kind, "capacity": 8 * T * B, "num_drawn": 6}
