@@ -117,9 +117,10 @@ def make_learner(
   """
   if unroll is not None:
     config.check_unroll(unroll.actor_outputs.action.shape[0])
+  replay_config = config.replay if isinstance(config, config_lib.ReplayLearnerConfig) else None
   replay = None
-  if isinstance(config, config_lib.ReplayLearnerConfig) and config.replay.capacity:
-    replay = _make_replay(agent, config.replay, unroll, num_devices)
+  if replay_config is not None and replay_config.capacity:
+    replay = _make_replay(agent, replay_config, unroll, num_devices)
   optimizer = make_optimizer(config, num_updates)
 
   def init(key: types.Key) -> LearnerState:
@@ -132,7 +133,7 @@ def make_learner(
       optimizer_state=optimizer.init(params),
       num_updates=jnp.zeros((), jnp.int32),
       num_refused=jnp.zeros((), jnp.int32),
-      replay=() if replay is None else _of_all(replay.init(unroll), num_devices),
+      replay=_of_all(replay.init(unroll), num_devices) if replay and unroll else (),
     )
 
   def gradient_step(
@@ -166,10 +167,10 @@ def make_learner(
   def update(
     state: LearnerState, key: types.Key, trajectory: types.Trajectory
   ) -> tuple[LearnerState, types.Metrics]:
-    if replay is not None:
+    if replay is not None and replay_config is not None:
       state, metrics = _replay_updates(
         agent,
-        config.replay,
+        replay_config,
         replay_lib.with_device_axis(replay),
         gradient_step,
         state,

@@ -57,8 +57,9 @@ class ShardedLearner:
     self.replay_bytes = self._learner.replay_bytes
     learner.check_memory(self.replay_bytes, devices)
     specs = learner.state_specs(AXIS)
+    replicated: Any = P()
     self._shardings = jax.tree.map(
-      lambda spec: jax.sharding.NamedSharding(self.mesh, spec), SebulbaState(specs, P())
+      lambda spec: jax.sharding.NamedSharding(self.mesh, spec), SebulbaState(specs, replicated)
     )
     rest: Any = specs._replace(params=None)
     time_major: Any = P(None, AXIS)

@@ -206,6 +206,7 @@ def _loss(
   timesteps, acted = trajectory.timesteps, trajectory.actor_outputs
   if config.reward_clip == "unit":
     timesteps = timesteps._replace(reward=jnp.clip(timesteps.reward, -1.0, 1.0))
+  assert acted.search_visits is not None, "MuZero learns from what it searched"
   length = acted.action.shape[0]
   num_steps = config.unroll_steps
   config.check_unroll(length)
@@ -299,7 +300,7 @@ def _diagnostics(
   trajectory: types.Trajectory,
 ) -> tuple[types.Metrics, Array]:
   """Returns metrics of the search and of the roots, and the errors of the roots by unroll, `[B]`."""
-  acted = trajectory.actor_outputs
+  acted: Any = trajectory.actor_outputs
   shape = acted.action.shape
   mask = targets.policy_mask[:, 0]  # [T*B]: a root that acted.
   visits = targets.policy[:, 0]

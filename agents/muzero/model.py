@@ -4,7 +4,7 @@ A latent state is a vector `[B, H]`, or planes `[B, h, w, C]`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -266,7 +266,8 @@ def _flat_head(planes: Array, sizes: Sequence[int]) -> Array:
 
 def _images(observation: Any) -> tuple[Any, ...]:
   """Returns the leaves of an observation, or of its spec, but for the mask of actions."""
-  if isinstance(observation, dict):
+  # flax keeps a dict among the attributes of a module as another mapping.
+  if isinstance(observation, Mapping):
     observation = {k: v for k, v in observation.items() if k != types.ACTION_MASK}
   return tuple(jax.tree.leaves(observation, is_leaf=types.is_array_spec))
 

@@ -83,15 +83,22 @@ def make_search(
         key,
         root,
         recurrent_fn,
+        qtransform=functools.partial(
+          mctx.qtransform_by_parent_and_siblings, epsilon=config.min_value_range
+        ),
         invalid_actions=invalid,
-        dirichlet_fraction=config.dirichlet_fraction if explore else 0.0,
-        dirichlet_alpha=config.dirichlet_alpha,
+        dirichlet_fraction=float(config.dirichlet_fraction) if explore else 0.0,
+        dirichlet_alpha=float(config.dirichlet_alpha),
         temperature=temperature,
         **options,
       )
+    action = output.action
+    if config.policy == "muzero" and not explore:
+      # mctx would draw among actions that were visited equally often.
+      action = jnp.argmax(output.action_weights, axis=-1)
     tree = output.search_tree
     return SearchOutput(
-      action=output.action.astype(jnp.int32),
+      action=action.astype(jnp.int32),
       visits=output.action_weights,
       value=tree.node_values[:, tree.ROOT_INDEX],
       depth=tree_depth(tree.parents),

@@ -8,7 +8,7 @@ from podracer import types
 from podracer.agents import muzero
 from podracer.agents.muzero import model as model_lib
 
-NUM_ACTIONS, BATCH, LATENT = 3, 2, 8
+NUM_ACTIONS, BATCH, LATENT = 3, 2, 16
 BYTES, FLOATS = jnp.dtype("uint8"), jnp.dtype("float32")
 NETWORK = config_lib.NetworkConfig(hidden_sizes=(8,), conv_channels=(4,))
 
@@ -24,7 +24,7 @@ def spec_of(shape, dtype=FLOATS, mask=False, **others):
 
 
 def config_of(latent="auto", **others):
-  options = {"latent_size": LATENT, "hidden_sizes": (8,), "num_blocks": 1, "num_bins": 7} | others
+  options = {"latent_size": LATENT, "hidden_sizes": (16,), "num_blocks": 1, "num_bins": 7} | others
   return muzero.ModelConfig(latent=latent, **options)
 
 
@@ -189,8 +189,9 @@ def test_the_three_functions(name):
     ((36, 36, 1), (3, 3)),
   ],
 )
-def test_large_images_become_small_planes(shape, planes):
-  spec = spec_of(shape, BYTES)
+@pytest.mark.parametrize("mask", [False, True])
+def test_large_images_become_small_planes(shape, planes, mask):
+  spec = spec_of(shape, BYTES, mask)
   model = model_lib.Model(NETWORK, config_of(), spec)
   observation = types.zeros_like_spec(spec.observation, (BATCH,))
   action = jnp.zeros((BATCH,), jnp.int32)

@@ -167,9 +167,7 @@ def test_no_illegal_action_is_played(policy, explore):
     ("gumbel", 1.0),
     ("gumbel", 0.0),
     ("muzero", 1.0),
-    pytest.param(
-      "muzero", 0.0, marks=pytest.mark.xfail(reason="mctx draws among equal visits", strict=True)
-    ),
+    ("muzero", 0.0),
   ],
 )
 def test_acting_greedily_needs_no_chance(policy, scale):
@@ -215,7 +213,7 @@ def test_exploring_takes_chances_by_the_temperature(policy):
 
 @pytest.mark.parametrize(
   "policy",
-  ["gumbel", pytest.param("muzero", marks=pytest.mark.xfail(reason="not passed on", strict=True))],
+  ["gumbel", "muzero"],
 )
 def test_small_differences_of_value_are_no_differences(policy):
   """A range below `min_value_range` is scaled as if it were that; else the best action has it all."""
@@ -249,6 +247,11 @@ def test_simulations_and_depth_are_bounded(policy, explore, max_depth, expected)
   """Where there is one action, each simulation is a step deeper."""
   options = {"num_simulations": 6, "evaluation_simulations": 9, "max_depth": max_depth}
   np.testing.assert_array_equal(find(policy, CORRIDOR, explore, **options).depth, expected)
+
+
+def test_noise_may_be_given_as_whole_numbers():
+  options = {"num_simulations": 6, "dirichlet_fraction": 0, "dirichlet_alpha": 1}
+  assert np.all(find("muzero", CORRIDOR, True, **options).depth == 6)
 
 
 def depth_by_walking(parents):
