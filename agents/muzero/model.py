@@ -66,7 +66,7 @@ class Model(nn.Module):
     assert isinstance(self.spec.action, types.DiscreteActions)
     num_actions = self.spec.action.num_actions
     if has_planes(self.config, self.spec):
-      self.representation_net: nn.Module = PlanesRepresentation(self.network, self.config)
+      self.representation_net: nn.Module = PlanesRepresentation(self.config, self.spec)
       self.dynamics_net: nn.Module = PlanesDynamics(self.config, num_actions)
       self.prediction_net: nn.Module = PlanesPrediction(self.config, num_actions)
     else:
@@ -180,8 +180,8 @@ class VectorPrediction(nn.Module):
 class PlanesRepresentation(nn.Module):
   """Convolutions; large images go through the down-sampling tower of appendix F (96 -> 6 a side)."""
 
-  network: config_lib.NetworkConfig
   config: muzero_config.ModelConfig
+  spec: types.EnvironmentSpec
 
   @nn.compact
   def __call__(self, observation: types.Observation) -> Array:
@@ -189,7 +189,7 @@ class PlanesRepresentation(nn.Module):
     (images,) = _images(observation)
     if _is_channel_first(images.shape[1:]):
       images = jnp.moveaxis(images, 1, -1)
-    scale = 1.0 / 255 if images.dtype == jnp.uint8 else 1.0
+    scale = torsos.input_scale(_images(self.spec.observation)[0])
     channels = self.config.latent_size
     if min(images.shape[1:3]) < _LARGE_IMAGE:
       planes = convolution.Conv(channels, input_scale=scale)(images)

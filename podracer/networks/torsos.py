@@ -164,7 +164,7 @@ class Reader(nn.Module):
       return jax.nn.one_hot(entry.astype(jnp.int32) - int(self.spec.minimum or 0), num_values)
     values = entry
     if not (_is_bytes(self.spec) and (self.keeps_bytes or self.image_torso is not None)):
-      values = entry.astype(jnp.float32) * _scale(self.spec)
+      values = entry.astype(jnp.float32) * input_scale(self.spec)
     if self.image_torso is not None:
       if _is_channel_first(self.spec.shape):
         values = jnp.moveaxis(values, 1, -1)
@@ -233,7 +233,7 @@ def make_torso(
   for name, entry in entries.items():
     image_torso = _make_image_torso(config, entry) if name in images else None
     readers.append(Reader(entry, image_torso, keeps_bytes and image_torso is None))
-  mlp = MLP(config.hidden_sizes, config.activation, _scale(spec) if keeps_bytes else 1.0)
+  mlp = MLP(config.hidden_sizes, config.activation, input_scale(spec) if keeps_bytes else 1.0)
   return Torso(tuple(entries), tuple(readers), mlp)
 
 
@@ -246,17 +246,17 @@ def _make_image_torso(config: config_lib.NetworkConfig, spec: types.ArraySpec) -
   if kind == "mlp":
     return None
   if kind == "conv":
-    return ConvStack(config.conv_channels, config.activation, _scale(spec))
+    return ConvStack(config.conv_channels, config.activation, input_scale(spec))
   if kind == "impala_resnet":
     return ImpalaResNet(
-      config.resnet_channels, config.resnet_blocks, config.activation, _scale(spec)
+      config.resnet_channels, config.resnet_blocks, config.activation, input_scale(spec)
     )
   if min(sides) < _SMALL_IMAGE:
     raise config_lib.InputError(
       f"torso nature_cnn reads images of at least {_SMALL_IMAGE}x{_SMALL_IMAGE}, this observation"
       f" has shape {tuple(shape)}; valid torsos: auto, mlp, conv, impala_resnet"
     )
-  return NatureCNN(config.activation, _scale(spec))
+  return NatureCNN(config.activation, input_scale(spec))
 
 
 def _entries(tree: Any) -> dict[str, Any]:
@@ -278,8 +278,8 @@ def _is_bytes(spec: types.ArraySpec) -> bool:
   return jnp.dtype(spec.dtype) == jnp.uint8
 
 
-def _scale(spec: types.ArraySpec) -> float:
-  """Returns by what an entry is multiplied: bytes come to [0, 1]."""
+def input_scale(spec: types.ArraySpec) -> float:
+  """Returns by what an entry of this spec is multiplied: bytes come to [0, 1]."""
   return 1.0 / (spec.maximum or 255) if _is_bytes(spec) else 1.0
 
 
