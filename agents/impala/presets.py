@@ -5,6 +5,8 @@ Each is a starting point that learns, not a record; `benchmarks/learning/` has t
 
 from typing import Any
 
+from podracer.environments import envpool
+
 _DECAYING: dict[str, Any] = {"learning_rate_schedule": "linear", "max_gradient_norm": 1.0}
 _MANY_UPDATES = {"num_environments": 64, "unroll_length": 16}
 
@@ -53,18 +55,10 @@ _LARGE_RETURNS: dict[str, Any] = {
   },
 }
 
-# Atari as most report it: no sticky actions, whole games (no end at the loss of a life), 30 no-ops at
-# most, grey 84 x 84 pictures of 4 frames; rewards are clipped in the loss only.
+# Rewards are clipped in the loss only.
 _ATARI: dict[str, Any] = {
   "num_env_steps": 10_000_000,
-  "env_options": (
-    "frame_skip=4",
-    "stack_num=4",
-    "noop_max=30",
-    "repeat_action_probability=0.0",
-    "episodic_life=False",
-    "full_action_space=False",
-  ),
+  "env_options": envpool.ATARI_OPTIONS,
   "evaluate_episodes": 32,
   "machine": {"num_environments": 64, "unroll_length": 20},
   "config": {

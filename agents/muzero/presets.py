@@ -5,7 +5,7 @@ Each is a starting point that learns, not a record; `benchmarks/learning/` has t
 
 from typing import Any
 
-from podracer.environments import pgx
+from podracer.environments import envpool, pgx
 
 # Learning from each unroll as it comes, in sixteen small steps: "N updates per batch" of Hessel et al.
 _FRESH: dict[str, Any] = {
@@ -32,6 +32,35 @@ _BOARD: dict[str, Any] = {
   "search": {"num_simulations": 16},
 }
 
+# Returns of a few to a hundred, which differ little from action to action.
+_MINATAR: dict[str, Any] = {
+  "num_env_steps": 2_000_000,
+  "machine": _MACHINE,
+  "config": {**_FRESH, "learning_rate": 1e-3},
+  "model": {"max_value": 100.0, "max_reward": 2.0, "latent_size": 128, "hidden_sizes": (128,)},
+  "network": {"hidden_sizes": (128,)},
+  "search": {"min_value_range": 0.1},
+}
+
+# The model of the paper, smaller: planes of 6 x 6 behind a down-sampling tower. Rewards are clipped in
+# the loss only.
+_ATARI: dict[str, Any] = {
+  "num_env_steps": 10_000_000,
+  "env_options": envpool.ATARI_OPTIONS,
+  "evaluate_episodes": 32,
+  "machine": {"num_environments": 32, "unroll_length": 20},
+  "config": {
+    **_FRESH,
+    "learning_rate": 5e-4,
+    "num_minibatches": 4,
+    "num_epochs": 1,
+    "discount": 0.997,
+    "reward_clip": "unit",
+  },
+  "model": {"max_value": 300.0, "max_reward": 2.0, "num_blocks": 1, "hidden_sizes": (128,)},
+  "search": {"min_value_range": 0.1},
+}
+
 # pattern -> {"num_env_steps": ..., "env_options": ..., "evaluate_episodes": ..., "machine": {...},
 # "config": {...}, "network": {...}, "model": {...}, "search": {...}, "replay": {...}}
 PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -49,5 +78,9 @@ PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
     },
   ),
   *((f"pgx:{name}", _BOARD) for name in pgx.BOARD_GAMES),
+  ("*:*-MinAtar", _MINATAR),
+  ("pgx:minatar-*", _MINATAR),
+  # What is left of envpool's v5 is Atari.
+  ("envpool:*-v5", _ATARI),
   ("*", {"num_env_steps": 500_000, "machine": _MACHINE, "config": _FRESH}),
 )

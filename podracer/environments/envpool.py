@@ -21,6 +21,16 @@ from podracer import config
 LIBRARY = "envpool"
 EXTRA = "envpool"
 IS_HOST = True
+ATARI_OPTIONS = (
+  "frame_skip=4",
+  "stack_num=4",
+  "noop_max=30",
+  "repeat_action_probability=0.0",
+  "episodic_life=False",
+  "full_action_space=False",
+)
+"""Atari as most report it: no sticky actions, whole games (no end at the loss of a life), 30 no-ops at
+most, grey 84 x 84 pictures of 4 frames."""
 _OURS = (
   "num_envs",
   "batch_size",

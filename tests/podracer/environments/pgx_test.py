@@ -244,6 +244,23 @@ def test_self_play_is_evaluated_against_random_moves():
   assert environments.make("pgx:2048").spec.num_players == 1
 
 
+def test_games_begin_after_random_moves_but_never_at_their_end():
+  made = environments.make("pgx:tic_tac_toe", opening_moves=8)
+  keys = jax.random.split(jax.random.key(0), 500)
+  state, timestep = jax.jit(lambda k: environment.reset(made, k))(keys)
+  own, other = np.moveaxis(np.asarray(timestep.observation["board"]), -1, 0).reshape(2, 500, 9)
+  num_own, num_other = own.sum(axis=1), other.sum(axis=1)
+  assert not np.any(own * other)
+  # From the view of the player to move, who made as many moves as the other, or one less.
+  assert np.all((num_other == num_own) | (num_other == num_own + 1))
+  numbers = num_own + num_other
+  assert set(numbers) == set(range(9))
+  np.testing.assert_array_equal(timestep.observation[types.ACTION_MASK], (own + other) == 0)
+  _, after = jax.jit(lambda s: environment.step(made, s, jnp.zeros((500,), jnp.int32)))(state)
+  assert not np.any(after.is_first()), "a game began at its end"
+  assert np.std(own[numbers >= 4].mean(axis=0)) < 0.1, "moves are not drawn evenly"
+
+
 def test_time_limit_truncates_self_play_and_its_evaluation():
   made = environments.make("pgx:connect_four", max_steps=3)
   for limited in (made, made.evaluation):
@@ -312,7 +329,17 @@ def test_other_games_have_no_picture():
   [
     ("tic_tac_toe", {"opponent": "x"}, "opponent must be one of self, random, got 'x'"),
     ("tic_tac_toe", {"opponent": None}, "opponent must be one of self, random, got None"),
-    ("hex", {"size": 5}, "pgx:hex has no option size; its options: max_steps, opponent"),
+    (
+      "hex",
+      {"size": 5},
+      "pgx:hex has no option size; its options: max_steps, opening_moves, opponent",
+    ),
+    ("tic_tac_toe", {"opening_moves": -1}, "opening_moves must be at least 0, got -1"),
+    (
+      "tic_tac_toe",
+      {"opening_moves": 2, "opponent": "random"},
+      "opening_moves is for opponent=self",
+    ),
     ("tic_tac_toe", {"max_steps": 0}, "must be a number of at least 1, got 0"),
     ("2048", {"opponent": "self"}, "pgx:2048 has no option opponent; its options: max_steps"),
   ],
