@@ -42,8 +42,8 @@ _MINATAR: dict[str, Any] = {
   "search": {"min_value_range": 0.1},
 }
 
-# The model of the paper, smaller: planes of 6 x 6 behind a down-sampling tower. Rewards are clipped in
-# the loss only.
+# Latent vectors behind the Nature CNN, which two cores can train; `--config.model.latent=planes` has the
+# paper's tower and planes of 6 x 6, for an accelerator. Rewards are clipped in the loss only.
 _ATARI: dict[str, Any] = {
   "num_env_steps": 10_000_000,
   "env_options": envpool.ATARI_OPTIONS,
@@ -57,7 +57,14 @@ _ATARI: dict[str, Any] = {
     "discount": 0.997,
     "reward_clip": "unit",
   },
-  "model": {"max_value": 300.0, "max_reward": 2.0, "num_blocks": 1, "hidden_sizes": (128,)},
+  "model": {
+    "latent": "vector",
+    "latent_size": 256,
+    "hidden_sizes": (256,),
+    "max_value": 300.0,
+    "max_reward": 2.0,
+  },
+  "network": {"torso": "nature_cnn", "hidden_sizes": (512,)},
   "search": {"min_value_range": 0.1},
 }
 
