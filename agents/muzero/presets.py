@@ -78,7 +78,7 @@ PRESETS: tuple[tuple[str, dict[str, Any]], ...] = (
   (
     "*:CartPole-v*",
     {
-      "num_env_steps": 500_000,
+      "num_env_steps": 1_000_000,
       "machine": _MACHINE,
       "config": _FRESH,
       "model": {"max_value": 150.0, "max_reward": 2.0},
