@@ -71,7 +71,7 @@ def test_cartpole_on_the_host(tmp_path, lag, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("env", "num_env_steps", "least"),
-  [("gymnax:Catch-bsuite", 800_000, 0.95), ("gymnax:CartPole-v1", 1_000_000, 400)],
+  [("gymnax:Catch-bsuite", 800_000, 0.95), ("gymnax:CartPole-v1", 500_000, 400)],
 )
 def test_muzero_on_anakin(tmp_path, env, num_env_steps, least):
   assert min(train(tmp_path / "run", env, num_env_steps, "--agent=muzero")) >= least
@@ -79,14 +79,10 @@ def test_muzero_on_anakin(tmp_path, env, num_env_steps, least):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(
-  ("env", "num_env_steps", "least"),
-  [("gymnax:Catch-bsuite", 800_000, 0.95), ("envpool:CartPole-v1", 1_000_000, 400)],
-)
-def test_muzero_on_sebulba(tmp_path, env, num_env_steps, least, seed):
+def test_muzero_on_sebulba(tmp_path, seed):
   flags = ("--agent=muzero", "--architecture=sebulba", f"--seed={seed}")
-  (result,) = train(tmp_path / "run", env, num_env_steps, *flags, num_seeds=1)
-  assert result >= least
+  (result,) = train(tmp_path / "run", "gymnax:Catch-bsuite", 800_000, *flags, num_seeds=1)
+  assert result >= 0.95
 
 
 @pytest.mark.slow
