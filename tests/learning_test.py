@@ -86,6 +86,7 @@ def test_muzero_on_sebulba(tmp_path, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_muzero_plays_tic_tac_toe(tmp_path):
   """It never loses to a random player in 200 games, and draws against a perfect one."""
   train(tmp_path / "run", "pgx:tic_tac_toe", 1_000_000, "--agent=muzero")
