@@ -23,6 +23,14 @@ SUITES = {
   "envpool": ["envpool>=1.2"],
   "gymnasium": ["gymnasium>=1.1"],
 }
+# What exports of expert data need, beside what recording and reading do.
+EXPORTS = {
+  "tfrecord": ["google-crc32c", "pillow"],
+  "jat": ["pillow"],
+  "minari": ["minari[hdf5]>=0.5.4", "pillow"],
+  "hdf5": ["h5py"],
+}
+DATA = sorted({"grain>=0.2.12", *(need for needs in EXPORTS.values() for need in needs)})
 ENVIRONMENTS = sorted({requirement for needs in SUITES.values() for requirement in needs})
 
 setuptools.setup(
@@ -50,12 +58,16 @@ setuptools.setup(
     "chex",
     "flax>=0.11",
     "gymnax>=1.0",
+    # No wheel for Windows: expert data says so there.
+    "array-record>=0.8; platform_system != 'Windows'",
     "imageio",
     "imageio-ffmpeg",
     "jax>=0.7.2",
     "matplotlib",
     "numpy>=2",
     "optax>=0.2.8",
+    "protobuf>=5",
+    "pyarrow>=18",
     "orbax-checkpoint>=0.11.20",
     "rich",
     "flashbax>=0.1.3",
@@ -68,10 +80,15 @@ setuptools.setup(
   extras_require={
     **SUITES,
     "environments": ENVIRONMENTS,
+    **EXPORTS,
+    "data": DATA,
     "wandb": ["wandb"],
     "test": [
       *ENVIRONMENTS,
+      *DATA,
       "build",
+      "datasets>=3",
+      "tensorflow-datasets>=4.9.8",
       "mypy",
       "pytest",
       "pytest-timeout",

@@ -1,0 +1,108 @@
+"""One shard: a file of records that is there, counted, once its manifest is.
+
+It is written under a temporary name, closed, opened again and counted (a torn ArrayRecord opens without
+an error and says that it has no records), synced and renamed. Its manifest, which appears by a rename
+too, is the commit.
+"""
+
+import contextlib
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from podracer import config
+
+from . import files, layout
+
+# Each record can be read by itself; the fastest level finds nearly all there is to find in frames.
+OPTIONS = "group_size:1,zstd:1"
+# What array_record holds back before it writes to the file.
+_BUFFER_BYTES = 16 << 20
+
+
+def array_record() -> Any:
+  """Returns the module that reads and writes ArrayRecord files."""
+  try:
+    from array_record.python import array_record_module
+  except ImportError as error:
+    raise config.InputError(
+      "expert data needs array-record, of Linux and macOS: pip install 'podracer-rl[data]'"
+    ) from error
+  return array_record_module
+
+
+def num_records(path: pathlib.Path) -> int:
+  """Returns the number of records of a file; 0 where it is torn."""
+  try:
+    reader = array_record().ArrayRecordReader(str(path), "readahead_buffer_size:0")
+    count = reader.num_records() if reader.ok() else 0
+    reader.close()
+  except RuntimeError:
+    return 0
+  return count
+
+
+class Shard:
+  """A shard that is being written."""
+
+  def __init__(self, path: pathlib.Path):
+    """Opens the file; what is wrong with the disk shows later."""
+    self.path = path
+    self._tmp = files.tmp_path(path)
+    self._began = time.monotonic()
+    self._num_records = 0
+    self._num_bytes = 0  # Of the records, before they are compressed.
+    self._rows: list[dict[str, Any]] = []
+    self._file = array_record().ArrayRecordWriter(str(self._tmp), OPTIONS)
+
+  @property
+  def episode_ids(self) -> list[str]:
+    """The ids of its episodes."""
+    return [row["episode_id"] for row in self._rows]
+
+  @property
+  def is_committed(self) -> bool:
+    """True once the shard counts."""
+    return layout.manifest_path(self.path).exists()
+
+  def write(self, metadata: dict[str, Any], records: Sequence[bytes]) -> None:
+    """Adds the segments of one episode."""
+    self._rows.append({**metadata, "shard": self.path.name, "record": self._num_records})
+    for record in records:
+      self._file.write(record)
+    self._num_records += len(records)
+    self._num_bytes += sum(map(len, records))
+
+  def is_due(self, num_bytes: int, seconds: float) -> bool:
+    """Returns whether the shard is large or old enough to be committed."""
+    if time.monotonic() - self._began >= seconds:
+      return True
+    return self._tmp.stat().st_size + min(self._num_bytes, _BUFFER_BYTES) >= num_bytes
+
+  def commit(self) -> None:
+    """Makes the shard count; raises OSError or RuntimeError where the disk doesn't take it."""
+    self._file.close()
+    count = num_records(self._tmp)
+    if count != self._num_records:
+      raise OSError(f"the file holds {count} records of {self._num_records}")
+    manifest = layout.Manifest(
+      format_version=layout.VERSION,
+      shard=self.path.name,
+      num_records=count,
+      num_bytes=self._tmp.stat().st_size,
+      sha256=files.sha256(self._tmp),
+      episodes=tuple(self._rows),
+    )
+    files.sync(self._tmp)
+    os.replace(self._tmp, self.path)
+    files.sync(self.path.parent)
+    layout.write_manifest(self.path.parent, manifest)
+
+  def discard(self) -> None:
+    """Removes the file of a shard that won't be committed."""
+    with contextlib.suppress(RuntimeError):
+      self._file.close()
+    self._tmp.unlink(missing_ok=True)
+    self.path.unlink(missing_ok=True)

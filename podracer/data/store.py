@@ -1,0 +1,243 @@
+"""Makes one collection of what writers committed, says what is wrong with it, and joins several."""
+
+import collections
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from podracer import config
+
+from . import features, files, layout, shards
+
+_NUM_NAMED = 5  # In the message of an error.
+
+Kind = Literal["torn", "orphaned", "duplicated", "altered", "missing", "unfinished"]
+
+
+class Problem(NamedTuple):
+  """Something wrong with a collection.
+
+  Attributes:
+    kind: `torn` has lost its end; `orphaned` was never committed, and does not count; `duplicated` is an
+      episode that is there more than once; `altered` is not as it was written; `missing` was committed;
+      `unfinished` are episodes that wait for `finalise`.
+    path: of the file.
+    text: one line for people.
+  """
+
+  kind: Kind
+  path: pathlib.Path
+  text: str
+
+
+def finalise(root: layout.Path) -> None:
+  """Writes what TFDS and `dataset.open` read, of all tasks and all that is committed so far.
+
+  Any process may, and again; without new episodes the files stay the same to the byte.
+
+  Raises:
+    InputError: a shard is missing or not as it was committed, or an episode is there twice.
+  """
+  tasks = layout.tasks(root)
+  config.check(bool(tasks), f"{root} holds no recorded task")
+  for task in tasks:
+    folder = layout.task_dir(root, task)
+    with files.lock(folder / layout.SHARDS / "finalise.lock", wait=True):
+      _finalise_task(folder, task)
+
+
+def _finalise_task(folder: pathlib.Path, task: str) -> None:
+  manifests = layout.read_manifests(folder)
+  schema = layout.read_schema(folder)
+  _check_ids((manifest.shard, manifest) for manifest in manifests)
+  for manifest in manifests:
+    _check_shard(folder / layout.SHARDS / manifest.shard, manifest)
+  names = [layout.link_name(task, i, len(manifests)) for i in range(len(manifests))]
+  for name, manifest in zip(names, manifests, strict=True):
+    files.link(folder / layout.SHARDS / manifest.shard, folder / name)
+  layout.write_bytes(folder / layout.EPISODES, features.index_parquet(manifests))
+  layout.write_json(folder / layout.FEATURES, features.features_json(schema))
+  layout.write_json(folder / layout.DATASET_INFO, features.dataset_info_json(task, manifests))
+  # The links of an earlier time, to which its dataset_info.json led; and what a kill left.
+  for path in folder.iterdir():
+    if path.name not in names and (_is_link(path, task) or files.is_tmp(path)):
+      path.unlink()
+
+
+def _is_link(path: pathlib.Path, task: str) -> bool:
+  """Returns whether a file of a task's folder is one under which TFDS looks for shards."""
+  return path.name.startswith(f"{task}-train{layout.SUFFIX}-") and not files.is_tmp(path)
+
+
+def _check_shard(path: pathlib.Path, manifest: layout.Manifest) -> None:
+  config.check(path.is_file(), f"{path} is missing, though it was committed")
+  config.check(
+    path.stat().st_size == manifest.num_bytes and files.sha256(path) == manifest.sha256,
+    f"{path} is not as it was committed; `podracer data verify` lists what is wrong",
+  )
+
+
+def _duplicates(placed: Iterable[tuple[str, layout.Manifest]]) -> dict[str, list[str]]:
+  """Returns the places of every episode that is there more than once."""
+  places = collections.defaultdict(list)
+  for place, manifest in placed:
+    for row in manifest.episodes:
+      places[row["episode_id"]].append(place)
+  return {episode_id: found for episode_id, found in places.items() if len(found) > 1}
+
+
+def _check_ids(placed: Iterable[tuple[str, layout.Manifest]]) -> None:
+  """Raises InputError naming the episodes that are there more than once."""
+  twice = _duplicates(placed)
+  named = [f"{name} in {' and '.join(found)}" for name, found in list(twice.items())[:_NUM_NAMED]]
+  config.check(
+    not twice,
+    f"{len(twice)} episodes are there more than once: {'; '.join(named)}"
+    + ("; ..." if len(twice) > _NUM_NAMED else ""),
+  )
+
+
+def verify(root: layout.Path) -> list[Problem]:
+  """Returns what is wrong with a collection; reads every shard, and repairs nothing."""
+  folders = sorted(pathlib.Path(root).glob(f"*/{layout.VERSION}"))
+  config.check(bool(folders), f"{root} holds no recorded task")
+  return [problem for folder in folders for problem in _verify_task(folder, folder.parent.name)]
+
+
+def _verify_task(folder: pathlib.Path, task: str) -> Iterator[Problem]:
+  manifests, bad = [], []
+  for path in layout.manifest_paths(folder):
+    try:
+      manifests.append(layout.read_manifest(path))
+    except config.InputError as error:
+      bad.append(Problem("altered", path, str(error)))
+  yield from bad
+  for path in sorted((*folder.iterdir(), *folder.glob(f"{layout.SHARDS}/*"))):
+    is_shard = layout.parse_shard(path.name) is not None
+    if files.is_tmp(path):
+      yield Problem("orphaned", path, f"{path} was left by a kill, or is being written")
+    elif is_shard and not layout.manifest_path(path).exists():
+      yield Problem("orphaned", path, f"{path} was never committed")
+  for manifest in manifests:
+    yield from _verify_shard(folder / layout.SHARDS / manifest.shard, manifest)
+  for episode_id, names in _duplicates((m.shard, m) for m in manifests).items():
+    path = folder / layout.SHARDS / names[-1]
+    yield Problem("duplicated", path, f"episode {episode_id} is in {' and '.join(names)}")
+  if not bad:
+    yield from _verify_finalised(folder, task, manifests)
+
+
+def _verify_shard(path: pathlib.Path, manifest: layout.Manifest) -> Iterator[Problem]:
+  if not path.is_file():
+    yield Problem("missing", path, f"{path} was committed")
+  elif path.stat().st_size < manifest.num_bytes:
+    size = f"{path.stat().st_size:,} bytes of {manifest.num_bytes:,}"
+    yield Problem("torn", path, f"{path} has {size}, and {shards.num_records(path)} whole records")
+  elif files.sha256(path) != manifest.sha256:
+    yield Problem("altered", path, f"{path} has another hash than when it was committed")
+
+
+def _verify_finalised(
+  folder: pathlib.Path, task: str, manifests: Sequence[layout.Manifest]
+) -> Iterator[Problem]:
+  try:
+    schema = layout.read_schema(folder)
+  except config.InputError as error:
+    exists = (folder / layout.SCHEMA).exists()
+    yield Problem("altered" if exists else "missing", folder / layout.SCHEMA, str(error))
+    return
+  info = folder / layout.DATASET_INFO
+  if not info.exists() or not _holds(info, features.dataset_info_json(task, manifests)):
+    yield Problem("unfinished", info, f"{info} is not of the shards there are; finalise makes it")
+    return
+  for i, manifest in enumerate(manifests):
+    path = folder / layout.link_name(task, i, len(manifests))
+    original = folder / layout.SHARDS / manifest.shard
+    if not (path.exists() and original.exists() and path.samefile(original)):
+      yield from _verify_shard(path, manifest)
+  expected = {
+    layout.FEATURES: _holds(folder / layout.FEATURES, features.features_json(schema)),
+    layout.EPISODES: features.is_index_of(folder / layout.EPISODES, manifests),
+  }
+  for name, is_right in expected.items():
+    path = folder / name
+    if not path.exists():
+      yield Problem("missing", path, f"{path} was written by finalise")
+    elif not is_right:
+      yield Problem("altered", path, f"{path} is not as finalise wrote it")
+
+
+def _holds(path: pathlib.Path, value: Any) -> bool:
+  """Returns whether a JSON file holds a value."""
+  try:
+    return bool(layout.read_json(path) == value)
+  except config.InputError:
+    return False
+
+
+def merge(roots: Sequence[layout.Path], out: layout.Path) -> None:
+  """Makes one collection of several; their shards are linked, and not copied.
+
+  Writers are numbered anew, so that their shards' names differ; what an episode says of its writer
+  stays. Of two scores of one player, that of the first collection is taken.
+
+  Raises:
+    InputError: `out` is not empty, a task's steps differ, or an episode is there twice.
+  """
+  config.check(bool(roots), "merge needs at least one collection")
+  sources, target = [pathlib.Path(root) for root in roots], pathlib.Path(out)
+  config.check(
+    not target.exists() or (target.is_dir() and not any(target.iterdir())),
+    f"{target} is there already; a merged collection needs a new folder",
+  )
+  for source in sources:
+    config.check(bool(layout.tasks(source)), f"{source} holds no recorded task")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  tmp = files.tmp_path(target)
+  try:
+    for task in sorted({task for source in sources for task in layout.tasks(source)}):
+      _merge_task([source for source in sources if task in layout.tasks(source)], tmp, task)
+    finalise(tmp)
+    _merge_json(sources, tmp)
+    os.replace(tmp, target)
+  except BaseException:
+    shutil.rmtree(tmp, ignore_errors=True)
+    raise
+
+
+def _merge_task(sources: Sequence[pathlib.Path], out: pathlib.Path, task: str) -> None:
+  folder = layout.task_dir(out, task) / layout.SHARDS
+  schema = layout.read_schema(layout.task_dir(sources[0], task))
+  writers: dict[tuple[pathlib.Path, str], str] = {}
+  renamed = []
+  for source in sources:
+    found = layout.task_dir(source, task)
+    layout.check_schema(layout.read_schema(found), schema, f"those of {sources[0]}, task {task}")
+    for manifest in layout.read_manifests(found):
+      name = layout.parse_shard(manifest.shard)
+      assert name is not None  # It is that of the manifest's file.
+      writer_id = writers.setdefault((source, name.writer_id), f"w{len(writers):03d}")
+      shard = str(layout.ShardName(writer_id, name.number))
+      rows = tuple({**row, "shard": shard} for row in manifest.episodes)
+      renamed.append((found / layout.SHARDS / manifest.shard, manifest, shard, rows))
+  _check_ids((str(path), manifest) for path, manifest, _, _ in renamed)
+  folder.mkdir(parents=True)
+  layout.write_schema(folder.parent, schema)
+  for path, manifest, shard, rows in renamed:
+    _check_shard(path, manifest)
+    files.link(path, folder / shard)
+    layout.write_manifest(folder, manifest._replace(shard=shard, episodes=rows))
+
+
+def _merge_json(sources: Sequence[pathlib.Path], out: pathlib.Path) -> None:
+  scores: dict[str, dict[str, Any]] = {}
+  for source in reversed(sources):
+    for task, players in layout.read_json(source / layout.SCORES).items():
+      scores[task] = {**scores.get(task, {}), **players}
+  if scores:
+    layout.write_json(out / layout.SCORES, scores)
+  merged = [layout.read_json(source / layout.COLLECTION) for source in sources]
+  if any(merged):
+    layout.write_json(out / layout.COLLECTION, {"merged": merged})
