@@ -40,11 +40,22 @@ class AnakinState(NamedTuple):
 
 
 class CallTotals(NamedTuple):
-  """What one call of the compiled program sums up, over all devices."""
+  """What one call of the compiled program sums up, over all devices, and what it recorded.
+
+  With several seeds every leaf has a leading axis of seeds.
+
+  Attributes:
+    env_steps: environment steps, resets not counted.
+    episodes: those that ended.
+    learner: sums of its metrics over updates.
+    recorded: `[N, T+1, K, ...]`, of up to N updates the unrolls of K environments, or () where none are
+      recorded.
+  """
 
   env_steps: types.Array
   episodes: episodes.EpisodeTotals
   learner: types.Metrics
+  recorded: Any = ()
 
 
 class Anakin:
@@ -60,6 +71,7 @@ class Anakin:
     num_env_steps: int,
     num_seeds: int = 1,
     devices: Sequence[jax.Device] | None = None,
+    record: float = 0.0,
   ):
     """Builds the program; nothing is compiled before the first call.
 
@@ -71,6 +83,7 @@ class Anakin:
       num_env_steps: of the whole run, over which a learning-rate schedule runs.
       num_seeds: whole runs side by side, as if each had been run alone with `seed + i`.
       devices: all devices of all processes by default.
+      record: share of the environments whose unrolls `advance` returns too, in [0, 1].
 
     Raises:
       config.InputError: if environments or minibatches can't be shared out over the devices.
@@ -101,6 +114,11 @@ class Anakin:
     self.replay_bytes = num_seeds * self._learner.replay_bytes
     learner.check_memory(self.replay_bytes, devices)
     self.acting_batch_size = num_seeds * machine_config.num_environments // len(devices)
+    # Whole shares of a device, at least one environment.
+    local = machine_config.num_environments // len(devices)
+    self._num_recorded = min(local, max(1, round(record * local))) if record else 0
+    self.recorded_slots = self._num_recorded * len(devices) * num_seeds
+    self._updates_per_call = machine_config.resolved_updates_per_call(num_env_steps)
     seeds = (None,) if num_seeds > 1 else ()
     sharded: Any = P(*seeds, AXIS)
     self._specs = AnakinState(learner.state_specs(AXIS, *seeds), actor=sharded, key=sharded)
@@ -111,7 +129,7 @@ class Anakin:
         body,
         mesh=self.mesh,
         in_specs=(self._specs, P()),
-        out_specs=(self._specs, P()),
+        out_specs=(self._specs, CallTotals(P(), P(), P(), P(*seeds, None, None, AXIS))),  # type: ignore[arg-type]
         check_vma=False,
       ),
       donate_argnums=0,
@@ -159,7 +177,8 @@ class Anakin:
 
     Args:
       state: donated.
-      num_updates: any number; it is no constant of the program.
+      num_updates: any number; it is no constant of the program. At most `updates_per_call` where unrolls
+        are recorded.
 
     Returns:
       The state after, and the totals, `[num_seeds]` each where there are several.
@@ -183,8 +202,8 @@ class Anakin:
       key=jax.random.split(key, self.mesh.size),
     )
 
-  def _update(self, state: AnakinState) -> tuple[AnakinState, types.Array, types.Metrics]:
-    """One unroll and one update of one device."""
+  def _update(self, state: AnakinState) -> tuple[AnakinState, types.Array, types.Metrics, Any]:
+    """One unroll and one update of one device; also returns what is recorded of the unroll."""
     act_key, learn_key = learner.update_keys(state.key[0], state.learner.num_updates)
     actor, trajectory = rollout.unroll(
       self.agent,
@@ -196,26 +215,60 @@ class Anakin:
     )
     learner_state, metrics = self._learner.update(state.learner, learn_key, trajectory)
     state = AnakinState(learner=learner_state, actor=actor, key=state.key)
-    return state, rollout.count_valid(trajectory), metrics
+    recorded = types.first_environments(trajectory, self._num_recorded)
+    return state, rollout.count_valid(trajectory), metrics, recorded
 
   def _updates(
     self, state: AnakinState, num_updates: types.Array
   ) -> tuple[AnakinState, CallTotals]:
     """`num_updates` updates of one device."""
-    _, steps, metrics = jax.eval_shape(self._update, state)
+    _, steps, metrics, unroll = jax.eval_shape(self._update, state)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (steps, metrics))
+    room = jax.tree.map(lambda x: jnp.zeros((self._updates_per_call, *x.shape), x.dtype), unroll)
 
-    def body(_: Any, carry: Any) -> Any:
-      state, sums = carry
-      state, steps, metrics = self._update(state)
-      return state, jax.tree.map(jnp.add, sums, (steps, metrics))
+    def body(i: types.Array, carry: Any) -> Any:
+      state, sums, recorded = carry
+      state, steps, metrics, unroll = self._update(state)
+      recorded = jax.tree.map(lambda all, one: all.at[i].set(one), recorded, unroll)
+      return state, jax.tree.map(jnp.add, sums, (steps, metrics)), recorded
 
-    state, (steps, metrics) = jax.lax.fori_loop(0, num_updates, body, (state, zeros))
+    state, (steps, metrics), recorded = jax.lax.fori_loop(
+      0, num_updates, body, (state, zeros, room)
+    )
     tracker, totals = episodes.drain(state.actor.episodes)
     state = state._replace(actor=state.actor._replace(episodes=tracker))
     # The learner's metrics are already the same on every device.
     steps, totals = jax.lax.psum((steps, totals), AXIS)
-    return state, CallTotals(env_steps=steps, episodes=totals, learner=metrics)
+    return state, CallTotals(steps, totals, metrics, recorded)
+
+  def recorded_unroll(self, totals: CallTotals, num_updates: int) -> types.Trajectory:
+    """Returns what a call recorded as one unroll.
+
+    Args:
+      totals: of the call, on the host.
+      num_updates: of the call.
+
+    Returns:
+      `[num_updates * T + 1, S * K, ...]`: of every seed its K environments.
+    """
+    recorded = totals.recorded
+    if self.num_seeds == 1:
+      recorded = jax.tree.map(lambda x: x[None], recorded)
+
+    def join(overlap: int, x: np.ndarray) -> np.ndarray:
+      x = x[:, :num_updates]  # [S, N, T + overlap, K, ...]
+      length = x.shape[2] - overlap
+      whole = x[:, :, :length].reshape((x.shape[0], num_updates * length, *x.shape[3:]))
+      if overlap:
+        whole = np.concatenate([whole, x[:, -1, length:]], axis=1)
+      # [S, N * T + overlap, K, ...] -> [N * T + overlap, S * K, ...]
+      whole = np.moveaxis(whole, 0, 1)
+      return whole.reshape((whole.shape[0], -1, *whole.shape[3:]))
+
+    return recorded._replace(
+      timesteps=jax.tree.map(lambda x: join(1, x), recorded.timesteps),
+      actor_outputs=jax.tree.map(lambda x: join(0, x), recorded.actor_outputs),
+    )
 
 
 def make_machine(
@@ -227,6 +280,7 @@ def make_machine(
   num_env_steps: int,
   num_seeds: int = 1,
   devices: Sequence[jax.Device] | None = None,
+  record: float = 0.0,
 ) -> Anakin:
   """Builds the machine as every architecture does; the arguments are those of `Anakin`.
 
@@ -245,6 +299,7 @@ def make_machine(
     num_env_steps=num_env_steps,
     num_seeds=num_seeds,
     devices=devices,
+    record=record,
   )
 
 
@@ -301,6 +356,7 @@ def run(
   counters: dict[str, Any] | None = None,
   pause_every: int = 0,
   should_report: Callable[[], bool] = lambda: False,
+  record: report.Record | None = None,
 ) -> Iterator[report.Report]:
   """Runs a machine from a state: `train` with the state in the caller's hands.
 
@@ -313,6 +369,7 @@ def run(
     pause_every: also report at the first update at or past each multiple of this many environment
       steps; 0 does not.
     should_report: not asked: the next report is never far, and where it falls depends on nothing.
+    record: is given what the machine records, before the report of it.
 
   Yields:
     Reports. Where they fall depends on the configuration only, not on where a run was interrupted.
@@ -335,7 +392,10 @@ def run(
       remaining = (target - counts.least_env_steps) // machine.steps_per_update
       num_updates = min(boundary - counts.updates, max(1, remaining))
       state, call_totals = machine.advance(state, num_updates)
-      totals.append(jax.device_get(call_totals))
+      call_totals = jax.device_get(call_totals)
+      if record is not None:
+        record(machine.recorded_unroll(call_totals, num_updates), 0, counts.least_env_steps)
+      totals.append(call_totals._replace(recorded=()))
       counts.add(num_updates, totals[-1])
     seconds = time.perf_counter() - begin
     metrics = _metrics(counts, totals, float(np.sum(counts.env_steps - before)) / seconds)

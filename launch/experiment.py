@@ -100,6 +100,12 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   """Checkpoints kept, at least 2."""
   tensorboard: bool = dataclasses.field(default=True, metadata=MAY_CHANGE)
   """Also write TensorBoard events."""
+  record: float = dataclasses.field(default=0.0, metadata=MAY_CHANGE)
+  """Share of the environments whose whole episodes are recorded as expert data, in <workdir>/data."""
+  record_histories: tyro.conf.FlagCreatePairsOff[bool] = dataclasses.field(
+    default=False, metadata=MAY_CHANGE
+  )
+  """Keep all episodes of a recorded environment as one learning history."""
   wandb_project: str = dataclasses.field(default="", metadata=MAY_CHANGE)
   """Also log to this Weights & Biases project; needs podracer-rl[wandb]."""
 
@@ -114,6 +120,11 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
       0, seed=self.seed, num_devices=self.num_devices, evaluate_every=self.evaluate_every
     )
     config_lib.check_at_least(2, max_checkpoints=self.max_checkpoints)
+    config_lib.check_fraction(record=self.record)
+    config_lib.check(
+      self.record > 0 or not self.record_histories,
+      "record_histories needs --record, a share of the environments above 0",
+    )
     config_lib.check(
       self.seed + self.num_seeds <= 2**32, f"seed must be below 2^32, got {self.seed}"
     )
@@ -175,6 +186,7 @@ def make_machine(
     num_env_steps=experiment.num_env_steps,
     num_seeds=experiment.num_seeds,
     devices=devices,
+    record=experiment.record,
   )
 
 

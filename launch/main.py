@@ -15,6 +15,8 @@ COMMANDS = {
   "train": "train an agent, or go on with a run",
   "evaluate": "play whole episodes with a trained agent",
   "watch": "render a video of a trained agent",
+  "record": "write what a trained agent experiences as a dataset",
+  "data": "look into recorded data, check it, merge it, export it",
   "plot": "draw the learning curves of runs",
   "envs": "list the environments there are",
   "tune": "find the fastest settings of sebulba on this machine",

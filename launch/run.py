@@ -11,7 +11,7 @@ from absl import logging
 
 from podracer import checkpoint, evaluation, host_environment, metrics
 
-from . import display, experiment, host, interrupts, run_files, search_cost
+from . import display, experiment, expert_data, host, interrupts, run_files, search_cost
 
 Experiment = experiment.ExperimentConfig[Any, Any]
 EVALUATION_STREAM = 1
@@ -45,8 +45,9 @@ class _Run:
     # Resolved, so that the run goes on with as many wherever it is resumed.
     self.experiment = dataclasses.replace(wanted, num_devices=len(devices))
     environment = self.experiment.make_environment()
-    self.can_render = host_environment.as_factory(environment).can_render
+    self.factory = host_environment.as_factory(environment)
     self.agent = self.experiment.make_agent(environment.spec)
+    self.recorder: expert_data.TrainingRecorder | None = None
     self.machine = experiment.make_machine(self.experiment, self.agent, environment, devices)
     self.evaluate = evaluation.make_evaluator(
       self.agent,
@@ -90,8 +91,15 @@ class _Run:
         resume_env_steps=done - 1 if unevaluated else done,
       )
       try:
+        if wanted.record and done < wanted.num_env_steps:
+          updates = counters["updates"] if counters else 0
+          self.recorder = expert_data.TrainingRecorder(
+            wanted, self.agent, self.factory, self.machine.recorded_slots, updates
+          )
         self._loop(state, counters, done, unevaluated, screen, writer)
       finally:
+        if self.recorder is not None:
+          self.recorder.close()
         writer.close()
         self.checkpointer.close()
     return self.signals.exit_code
@@ -133,6 +141,7 @@ class _Run:
       counters=counters,
       pause_every=wanted.evaluate_every,
       should_report=lambda: self.signals.requested,
+      record=self.recorder.add if self.recorder is not None else None,
     )
     for news in reports:
       if env_steps == first_steps:
@@ -154,6 +163,8 @@ class _Run:
       if finished or self.signals.requested or now - last_save >= wanted.checkpoint_every_seconds:
         # A run killed after it, and resumed from it, would lack a row that was still queued.
         writer.flush()
+        if self.recorder is not None:
+          self.recorder.commit()
         self.checkpointer.save(news.updates, news.items, metadata)
         last_save = now
       if self.signals.requested:
@@ -243,9 +254,11 @@ class _Run:
       screen.say(f"  {line}")
     if summary:
       screen.say(evaluation_line(summary))
+    if self.recorder is not None:
+      screen.say(f"recorded {self.recorder.num_episodes:,} whole episodes in {self.recorder.out}/")
     screen.say(f"results: {workdir}/  learning_curve.png  metrics.jsonl  checkpoints/")
     screen.say("next:")
-    if self.can_render:
+    if self.factory.can_render:
       screen.say(f"  podracer watch --workdir={workdir} --out={pathlib.Path(workdir).name}.mp4")
     screen.say(f"  podracer evaluate --workdir={workdir} --episodes=1000")
     screen.say(f"  podracer plot {workdir}")

@@ -95,6 +95,8 @@ class HostFactory(NamedTuple):
     can_be_async: True where `HostOptions.batch_size` may be above 0.
     frames_per_second: of a rendered video.
     frames_per_step: frames of the game that one environment step takes (Atari's frame skip).
+    frame_stack: frames, oldest first, that an observation stacks along its first axis; 1 where it does
+      not, or where a stack goes on over the beginning of an episode.
   """
 
   spec: types.EnvironmentSpec
@@ -103,6 +105,7 @@ class HostFactory(NamedTuple):
   can_be_async: bool = False
   frames_per_second: int = 30
   frames_per_step: int = 1
+  frame_stack: int = 1
 
 
 def make_seeds(seed: int, num_environments: int, stream: int = 0) -> list[int]:

@@ -1,6 +1,15 @@
 """What a machine says of itself while it trains: the one thing its loop yields."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # A command line takes its errors from here before JAX starts.
+  from podracer import types
+
+Record = Callable[["types.Trajectory", int, int], None]
+"""What a machine calls with what it records: (unroll `[T+1, K, ...]` on the host, number of its first
+recorded environment, environment steps that its actor was trained for). The unrolls of an environment
+follow one on the other; their arrays may be written again afterwards."""
 
 
 class Report(NamedTuple):

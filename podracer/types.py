@@ -183,6 +183,14 @@ def map_batch(function: Callable[..., Any], *trajectories: Trajectory) -> Trajec
   return Trajectory(over(1, timesteps), over(1, outputs), over(0, states), over(0, weights))
 
 
+def first_environments(trajectory: Trajectory, size: int) -> Any:
+  """Returns what is to be recorded of an unroll: that of its first environments, or () of none."""
+  if not size:
+    return ()
+  bare = trajectory._replace(initial_state=(), importance_weights=None)
+  return map_batch(lambda axis, x: jax.lax.slice_in_dim(x, 0, size, axis=axis), bare)
+
+
 def zeros_like_spec(spec: Any, batch_shape: tuple[int, ...] = ()) -> Observation:
   """Returns a pytree of zeros, `[*batch_shape, *shape]`, for a pytree of ArraySpec."""
   return jax.tree.map(

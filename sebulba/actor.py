@@ -29,6 +29,7 @@ class Unroll(NamedTuple):
     num_steps: environment steps in it, resets not counted.
     episodes: `[3]`, EpisodeTotals of those that ended in it.
     release: the learner calls it when it has learnt, and then no longer uses the shards.
+    actor: index of the actor thread.
   """
 
   shards: tuple[types.Trajectory, ...]
@@ -36,6 +37,7 @@ class Unroll(NamedTuple):
   num_steps: int
   episodes: types.Array
   release: Callable[[], None]
+  actor: int = 0
 
 
 class Collector:
@@ -240,7 +242,7 @@ class Actor:
     self.clock.enter(clock_lib.PARAMETERS)
     version = self._take_parameters(self._unroll)
     keys = self._programs.unroll_keys(self._key, np.int32(self._unroll))
-    unroll = self._collector.unroll(keys, version)
+    unroll = self._collector.unroll(keys, version)._replace(actor=self._index)
     self.clock.enter(clock_lib.TRANSFER)
     unroll = self._place(unroll)
     self.clock.enter(clock_lib.QUEUE)

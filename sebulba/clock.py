@@ -10,6 +10,7 @@ PARAMETERS = "parameters"
 UPDATE = "update"
 PUBLISH = "publish"
 UNROLLS = "unrolls"
+RECORD = "record"
 COMPILE = "compile"
 IDLE = "idle"
 

@@ -74,6 +74,7 @@ def make_programs(
   batch_size: int,
   length: int,
   num_learners: int,
+  explore: bool = True,
 ) -> Programs:
   """Builds the programs.
 
@@ -83,6 +84,7 @@ def make_programs(
     batch_size: B, environments of one actor thread.
     length: T.
     num_learners: devices that a trajectory is split over.
+    explore: False acts greedily.
   """
 
   def unroll_keys(key: types.Key, index: types.Array) -> types.Key:
@@ -113,7 +115,7 @@ def make_programs(
     t: types.Array,
     upload: Upload,
   ) -> tuple[types.Array, Storage, types.State]:
-    output, state = agent.act(params, keys[t], unpack(upload), state, True)
+    output, state = agent.act(params, keys[t], unpack(upload), state, explore)
     storage = Storage(
       numbers=write(storage.numbers, upload.numbers, t),
       observation=write(storage.observation, upload.observation, t),

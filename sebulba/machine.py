@@ -13,7 +13,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import host_environment, learner, report
+from podracer import host_environment, learner, report, types
 
 from . import actor, async_collector, clock, config, inference, stages
 from . import learner as learner_lib
@@ -34,6 +34,7 @@ class Sebulba:
     *,
     num_env_steps: int,
     devices: Sequence[jax.Device] | None = None,
+    record: float = 0.0,
   ):
     """Compiles nothing yet.
 
@@ -44,6 +45,7 @@ class Sebulba:
       machine_config: of the machine.
       num_env_steps: of the whole run, over which a learning-rate schedule runs.
       devices: of this host; all by default.
+      record: share of the environments whose unrolls are recorded, in [0, 1].
 
     Raises:
       config.InputError: if devices, threads, environments and minibatches can't be shared out.
@@ -76,7 +78,11 @@ class Sebulba:
       ),
     )
     self.replay_bytes = self.learner.replay_bytes
-    self.acting_batch_size = self.topology.environments_per_actor
+    self.acting_batch_size = size = self.topology.environments_per_actor
+    # Of each actor thread the first ones, and no more than the first learner device gets.
+    shard = size // len(self.topology.learners)
+    self.recorded_per_actor = min(shard, max(1, round(record * size))) if record else 0
+    self.recorded_slots = self.recorded_per_actor * len(self.topology.actors)
     self.programs = inference.make_programs(
       agent,
       self.factory.spec,
@@ -123,6 +129,7 @@ def make_machine(
   num_env_steps: int,
   num_seeds: int = 1,
   devices: Sequence[jax.Device] | None = None,
+  record: float = 0.0,
 ) -> Sebulba:
   """Builds the machine as every architecture does; the arguments are those of `Sebulba`.
 
@@ -137,6 +144,7 @@ def make_machine(
     machine_config,
     num_env_steps=num_env_steps,
     devices=devices,
+    record=record,
   )
 
 
@@ -191,6 +199,7 @@ def run(
   counters: dict[str, Any] | None = None,
   pause_every: int = 0,
   should_report: Callable[[], bool] = lambda: False,
+  record: report.Record | None = None,
 ) -> Iterator[report.Report]:
   """Runs a machine from a state: `train` with the state in the caller's hands.
 
@@ -203,6 +212,7 @@ def run(
     pause_every: also report at the first update at or past each multiple of this many environment
       steps; 0 does not.
     should_report: asked after each update; True reports at once.
+    record: is given what the machine records, before it is learnt from.
 
   Yields:
     Reports.
@@ -218,9 +228,14 @@ def run(
     machine.async_programs,
   )
   keys = machine.learner.actor_keys(state, len(machine.topology.actors))
+  # The environments of a resumed run begin anew, and not as the run itself began.
+  num_environments = machine.topology.environments_per_actor * len(machine.topology.actors)
+  seeds = host_environment.make_seeds(seed, num_environments, stream=counts.updates)
   try:
-    threads.start(state, keys, counts.updates, seed)
-    yield from _learn(machine, state, threads, counts, num_env_steps, pause_every, should_report)
+    threads.start(state.learner.params, keys, counts.updates, seeds)
+    yield from _learn(
+      machine, state, threads, counts, num_env_steps, pause_every, should_report, record
+    )
   except stop_lib.Stopped:
     assert threads.stop.error is not None  # Nobody but the loop below asks for an end without one.
     raise threads.stop.error from None
@@ -236,6 +251,7 @@ def _learn(
   num_env_steps: int,
   pause_every: int,
   should_report: Callable[[], bool],
+  record: report.Record | None,
 ) -> Iterator[report.Report]:
   """The learner's loop: a batch, an update, new parameters."""
   per_report = machine.config.resolved_updates_per_report(num_env_steps, machine.steps_per_update)
@@ -245,6 +261,8 @@ def _learn(
   assert first is not None
   watch.enter(clock.COMPILE)
   machine.learner.compile(state, machine.learner.batch([unroll.shards for unroll in first]))
+  num_recorded = machine.recorded_per_actor
+  cut = jax.jit(lambda trajectory: types.first_environments(trajectory, num_recorded))
   while True:
     begin = time.perf_counter()
     stopwatch = stages.Stopwatch([a.clock for a in threads.actors], watch)
@@ -256,6 +274,11 @@ def _learn(
     while counts.updates < boundary and counts.env_steps < target:
       unrolls = first or threads.take_batch(counts.updates)
       first = None
+      if record is not None:
+        watch.enter(clock.RECORD)
+        for unroll in unrolls:
+          recorded = jax.device_get(cut(unroll.shards[0]))
+          record(recorded, unroll.actor * num_recorded, counts.env_steps)
       watch.enter(clock.UPDATE)
       batch = machine.learner.batch([unroll.shards for unroll in unrolls])
       lags = [counts.updates - unroll.version for unroll in unrolls]

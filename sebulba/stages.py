@@ -6,13 +6,14 @@ from typing import NamedTuple
 from . import clock
 
 ACTING = (clock.ENVIRONMENT, clock.INFERENCE, clock.TRANSFER)
-LEARNING = (clock.UPDATE, clock.PUBLISH)
+LEARNING = (clock.UPDATE, clock.PUBLISH, clock.RECORD)
 _ADVICE = {
   clock.ENVIRONMENT: "more cores or --environment_threads, or --environment_mode=async",
   clock.INFERENCE: "more --num_environments a thread, more --actor_devices, or a smaller network",
   clock.TRANSFER: "actors and learners on the same or nearer devices, or smaller observations",
   clock.UPDATE: "more --learner_devices, or a smaller network",
   clock.PUBLISH: "a longer --unroll_length, or actors on the learner devices",
+  clock.RECORD: "a smaller share of environments to --record",
 }
 _TURNS = "acting and learning take turns: --lag=fixed:1 lets them overlap"
 

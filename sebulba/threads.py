@@ -2,13 +2,14 @@
 
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import logging
 
 from podracer import config as config_lib
-from podracer import host_environment
+from podracer import host_environment, types
 
 from . import (
   actor,
@@ -17,7 +18,6 @@ from . import (
   clock,
   config,
   inference,
-  learner,
   parameters,
   watchdog,
 )
@@ -37,6 +37,7 @@ class Threads:
     factory: host_environment.HostFactory,
     programs: inference.Programs,
     async_programs: async_collector.Programs | None,
+    whole_episodes: bool = False,
   ):
     """Starts nothing.
 
@@ -46,9 +47,11 @@ class Threads:
       factory: makes the environments.
       programs: of the actor devices.
       async_programs: where environments are asynchronous, else None.
+      whole_episodes: see `host_environment.HostOptions`.
     """
     self._topology, self._config, self._factory = topology, machine_config, factory
     self._programs, self._async_programs = programs, async_programs
+    self._whole_episodes = whole_episodes
     self._per_update = topology.unrolls_per_update
     self._lag = machine_config.fixed_lag
     self._first_update = 0
@@ -61,23 +64,19 @@ class Threads:
     self.actors: list[actor.Actor] = []
 
   def start(
-    self, state: learner.SebulbaState, keys: jax.Array, first_update: int, seed: int
+    self, params: types.Params, keys: types.Key, first_update: int, seeds: Sequence[int]
   ) -> None:
     """Publishes the first parameters and starts all threads.
 
     Args:
-      state: of the learner.
+      params: to act with first.
       keys: `[num_actors]`, of the actors.
-      first_update: updates that made the state.
-      seed: of the environments.
+      first_update: updates that made the parameters.
+      seeds: of the environments of all actors.
     """
-    topology = self._topology
     self._first_update = first_update
-    self.store.publish(first_update, state.learner.params)
-    # The environments of a resumed run begin anew, and not as the run itself began.
-    num_environments = topology.environments_per_actor * len(topology.actors)
-    seeds = host_environment.make_seeds(seed, num_environments, stream=first_update)
-    self.actors = [self._make_actor(i, keys[i], seeds) for i in range(len(topology.actors))]
+    self.store.publish(first_update, params)
+    self.actors = [self._make_actor(i, keys[i], seeds) for i in range(len(self._topology.actors))]
     for thread in self.actors:
       thread.start()
     clocks = [self.clock, *(thread.clock for thread in self.actors)]
@@ -107,7 +106,7 @@ class Threads:
           thread.clock.where,
         )
 
-  def _make_actor(self, index: int, key: jax.Array, seeds: list[int]) -> actor.Actor:
+  def _make_actor(self, index: int, key: types.Key, seeds: Sequence[int]) -> actor.Actor:
     topology, machine_config = self._topology, self._config
     device = topology.actors[index]
     size = topology.environments_per_actor
@@ -121,6 +120,7 @@ class Threads:
       num_threads=machine_config.environment_threads
       or default_environment_threads(len(topology.actors)),
       timeout_seconds=machine_config.stall_timeout_seconds,
+      whole_episodes=self._whole_episodes,
     )
     if self._async_programs is not None:
       options = options._replace(batch_size=machine_config.async_batch_size or size // 2)

@@ -17,6 +17,7 @@ _DOING = {
   clock.UPDATE: "updating",
   clock.PUBLISH: "publishing parameters",
   clock.UNROLLS: "waiting for unrolls of the actors",
+  clock.RECORD: "recording episodes",
   clock.COMPILE: "compiling",
   clock.IDLE: "idle",
 }

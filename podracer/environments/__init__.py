@@ -8,6 +8,7 @@ are no suites but what several suites share.
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -90,6 +91,16 @@ def _unknown(name: str) -> str:
     f"unknown environment {name}{hint} (`podracer envs` lists all; your own is "
     "package.module:function)"
   )
+
+
+def version(prefix: str) -> str:
+  """Returns the version of what a suite imports, or "" of a module of the user's."""
+  if prefix not in suites():
+    return ""
+  try:
+    return importlib.metadata.version(suite(prefix).LIBRARY)
+  except importlib.metadata.PackageNotFoundError:
+    return ""
 
 
 def make(name: str, **options: Any) -> Any:

@@ -166,7 +166,13 @@ def make(name: str, **options: Any) -> Any:
     can_be_async=True,
     frames_per_second=max(1, 60 // frame_skip) if is_atari else 30,
     frames_per_step=frame_skip if is_atari else 1,
+    frame_stack=_frame_stack({**defaults, **options}) if is_atari else 1,
   )
+
+
+def _frame_stack(options: dict[str, Any]) -> int:
+  # At the loss of a life the stack is not filled anew.
+  return int(options["stack_num"]) if options["gray_scale"] and not options["episodic_life"] else 1
 
 
 def _first_line(error: Exception) -> str:

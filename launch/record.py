@@ -1,0 +1,255 @@
+"""`podracer record`: writes whole episodes of a trained agent as expert data."""
+
+import dataclasses
+import importlib
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from podracer import config
+
+from . import command_line, experiment, interrupts
+
+LINE_PERIOD_SECONDS = 5.0
+MIN_UNROLL_LENGTH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordConfig:
+  """Plays whole episodes with a trained agent and records them; goes on with what is there."""
+
+  workdir: str
+  """Directory of the run."""
+  out: str = ""
+  """Directory of the collection; data/<name of the run> by default. Other tasks may be in it."""
+  episodes: int = 1000
+  """Whole episodes to record, those of the same recording that are there already included."""
+  mode: Literal["sample", "greedy"] = "sample"
+  """Sample the policy, or take the most likely action: where the environment is deterministic, a greedy
+  agent plays the same episode again and again."""
+  search: bool = True
+  """Whether an agent that searches does; --no-search plays by its network alone."""
+  environments: int = 0
+  """Environments, each of which plays its share of the episodes; 0 takes those of the run."""
+  seed: int = 0
+  """Of environments and actions; another seed makes other episodes."""
+  seed_index: int = 0
+  """Which of the run's policies, where it was trained with several seeds."""
+  writer: int = 0
+  """Number of this process, where several record into one directory at once; each with its own seed."""
+  score_episodes: int = 128
+  """Episodes by which the scores of a random policy and of this agent are measured; 0 measures none."""
+
+  def __post_init__(self) -> None:
+    config.check_positive(episodes=self.episodes)
+    config.check_at_least(
+      0,
+      environments=self.environments,
+      seed=self.seed,
+      seed_index=self.seed_index,
+      writer=self.writer,
+      score_episodes=self.score_episodes,
+    )
+
+
+def main(args: Sequence[str]) -> None:
+  """Runs the command."""
+  wanted: RecordConfig = command_line.parse(RecordConfig, "podracer record", args)
+  experiment.read(wanted.workdir).check()
+  with interrupts.Interrupts() as signals:
+    from . import host
+
+    saved = experiment.read(wanted.workdir)
+    devices = host.start_jax(saved.num_devices, saved.machine.preferred_devices)
+    finished = _Recording(wanted, devices).run(signals)
+  if not finished:
+    raise SystemExit(signals.exit_code)
+
+
+class _Recording:
+  """One recording: what was there, what is still to be played."""
+
+  def __init__(self, wanted: RecordConfig, devices: Sequence[Any]):
+    from podracer import agent as agent_lib
+    from podracer import data, types
+    from podracer.data import schema
+
+    from . import expert_data, policy
+
+    self.wanted, self.devices = wanted, devices
+    self.out = wanted.out or str(pathlib.Path("data") / pathlib.Path(wanted.workdir).resolve().name)
+    self.loaded = policy.LoadedRun(wanted.workdir, wanted.search)
+    self.params = self.loaded.params(wanted.seed_index)
+    spec: types.EnvironmentSpec = self.loaded.environment.spec
+    output, _ = agent_lib.output_shapes(self.loaded.agent, spec, 1)
+    self.frame_stack = self.loaded.factory.frame_stack
+    self.task = schema.task_id(spec.name)
+    self.writer_id = f"w{wanted.writer:03d}"
+    self.metadata = expert_data.make_metadata(
+      self.loaded.experiment,
+      self.loaded.factory,
+      task=self.task,
+      teacher_checkpoint=expert_data.digest(self.params),
+      teacher_step=self.loaded.env_steps,
+      phase="eval",
+      policy_mode=self._policy_mode(),
+      writer_id=self.writer_id,
+    )
+    self.metadata["teacher_id"] = (
+      f"{self.loaded.experiment.agent}-{self.metadata['teacher_checkpoint'][:12]}"
+    )
+    self.writer = data.Writer(
+      self.out,
+      self.task,
+      schema.make_schema(spec, output, self.frame_stack),
+      writer_id=self.writer_id,
+      background=True,
+    )
+
+  def run(self, signals: interrupts.Interrupts) -> bool:
+    """Records; returns False where a signal ended it before."""
+    import jax
+
+    from podracer.data import card, recorder, store
+
+    from . import expert_data
+
+    wanted, saved = self.wanted, self.loaded.experiment
+    num_slots = min(wanted.environments or saved.machine.num_environments, wanted.episodes)
+    there = self._committed(num_slots)
+    print(
+      f"recording {saved.agent} in {saved.env} ({self.metadata['policy_mode']}) into {self.out}"
+      + (f"; {sum(there):,} of {wanted.episodes:,} episodes are there" if any(there) else "")
+    )
+    quotas = [
+      wanted.episodes // num_slots + (i < wanted.episodes % num_slots) - there[i]
+      for i in range(num_slots)
+    ]
+    playing = [i for i in range(num_slots) if quotas[i] > 0]
+    if playing:
+      module = importlib.import_module(
+        f"{experiment.ARCHITECTURES[saved.architecture][0].rpartition('.')[0]}.recording"
+      )
+      # What is over and above only fills the shares of threads or devices: nothing is wanted of it.
+      num_idle = module.num_slots(saved.machine, len(playing), len(self.devices)) - len(playing)
+      playing += range(num_slots, num_slots + num_idle)
+      there, quotas = [*there, *[0] * num_idle], [*quotas, *[0] * num_idle]
+      slots = [
+        recorder.Slot(i, expert_data.environment_seed(wanted.seed, i, there[i]), there[i])
+        for i in playing
+      ]
+      unrolls = module.unrolls(
+        self.loaded.agent,
+        self.loaded.environment,
+        self.params,
+        dataclasses.replace(
+          saved.machine, unroll_length=max(MIN_UNROLL_LENGTH, saved.machine.unroll_length)
+        ),
+        seeds=[slot.seed for slot in slots],
+        key=jax.random.fold_in(jax.random.key(wanted.seed), sum(there)),
+        explore=wanted.mode == "sample",
+        devices=self.devices,
+      )
+      writing = recorder.Recorder(
+        self.writer,
+        self.metadata,
+        slots,
+        name=self._name,
+        quotas=[quotas[i] for i in playing],
+        frame_stack=self.frame_stack,
+      )
+      try:
+        self._play(unrolls, writing, sum(there), signals)
+      finally:
+        unrolls.close()
+        self.writer.close()
+      if not writing.is_done:
+        print("stopped: the same command goes on from here")
+        return False
+    self._score()
+    store.finalise(self.out)
+    card.write(self.out)
+    print(f"results: {self.out}/  README.md  scores.json  {self.task}/")
+    print("next:")
+    print(f"  podracer data info {self.out}")
+    print(f"  podracer data verify {self.out}")
+    return True
+
+  def _play(
+    self, unrolls: Iterator[Any], writing: Any, there: int, signals: interrupts.Interrupts
+  ) -> None:
+    begin = last = time.perf_counter()
+    num_played = 0
+    for first_slot, trajectory in unrolls:
+      writing.add(trajectory, first_slot)
+      num_played += trajectory.actor_outputs.action.shape[0] * len(trajectory.timesteps.reward[0])
+      now = time.perf_counter()
+      if now - last >= LINE_PERIOD_SECONDS or writing.is_done:
+        last = now
+        text = f"{there + writing.num_episodes:,} of {self.wanted.episodes:,} episodes"
+        if writing.num_episodes:
+          text += (
+            f"  {writing.num_steps:,} steps  return {writing.return_sum / writing.num_episodes:.2f}"
+          )
+        print(f"{text}  playing {num_played / (now - begin):,.0f} steps/s", flush=True)
+      if writing.is_done or signals.requested:
+        return
+
+  def _policy_mode(self) -> str:
+    search = getattr(self.loaded.experiment.config, "search", None)
+    if not self.wanted.search or search is None:
+      return self.wanted.mode
+    return f"{self.wanted.mode},search:{search.num_simulations}"
+
+  def _prefix(self) -> str:
+    mode = self.metadata["policy_mode"].replace(",", "-").replace(":", "")
+    return f"{self.task}-{self.metadata['teacher_id']}-{mode}-{self.wanted.seed}"
+
+  def _name(self, slot: Any, found: Any) -> str:
+    return f"{self._prefix()}-{slot.slot:05d}-{slot.number + found.number:06d}"
+
+  def _committed(self, num_slots: int) -> list[int]:
+    """Returns how many episodes of this recording each slot has."""
+    from podracer.data import layout
+
+    counts = [0] * num_slots
+    for manifest in layout.read_manifests(layout.task_dir(self.out, self.task)):
+      for row in manifest.episodes:
+        if row["episode_id"].startswith(f"{self._prefix()}-") and row["slot"] < num_slots:
+          counts[row["slot"]] += 1
+    return counts
+
+  def _score(self) -> None:
+    """Measures the scores that aren't there yet."""
+    import jax
+
+    from podracer import evaluation, random_agent
+    from podracer.data import scores
+
+    wanted = self.wanted
+    if not wanted.score_episodes:
+      return
+    players = {
+      scores.RANDOM: (random_agent.make_agent(self.loaded.environment.spec), {}, "random"),
+      scores.EXPERT: (self.loaded.agent, self.params, self.metadata["teacher_id"]),
+    }
+    there = scores.read(self.out).get(self.task, {})
+    measured = {}
+    for who, (agent, params, name) in players.items():
+      if who in there and (who == scores.RANDOM or there[who]["mean"] is None):
+        continue
+      evaluate = evaluation.make_evaluator(
+        agent,
+        self.loaded.environment,
+        num_episodes=wanted.score_episodes,
+        greedy=wanted.mode == "greedy",
+      )
+      result = evaluate(params, jax.random.key(wanted.seed))
+      assert result is not None  # Nothing asked it to stop.
+      score = scores.make_score(result, wanted.seed, player=name)
+      # The best of several teachers is the expert.
+      if who not in there or score["mean"] > there[who]["mean"]:
+        measured[who] = score
+      print(f"score of {who}: {score['mean']:.2f} ± {score['std']:.2f} (n = {score['n']})")
+    scores.write(self.out, self.task, measured)
