@@ -169,12 +169,18 @@ def main(args: Sequence[str]) -> None:
   if not args or args[0] in ("-h", "--help"):
     print(_help())
     sys.exit(0)
+  action, wanted = parse(args)
+  action.run(wanted)
+
+
+def parse(args: Sequence[str]) -> tuple[_Action, Any]:
+  """Returns the action that is named first, and its options."""
   command_line.check_choice("action", args[0], tuple(ACTIONS))
   action = ACTIONS[args[0]]
   wanted = command_line.parse(action.config, f"podracer data {args[0]}", args[1:])
   if isinstance(wanted, DirectoryConfig):
     config.check(bool(wanted.directory), f"no directory given: podracer data {args[0]} DIRECTORY")
-  action.run(wanted)
+  return action, wanted
 
 
 def _help() -> str:

@@ -114,7 +114,7 @@ def parse(words):
   command_line.check_choice("command", words[0], tuple(main_lib.COMMANDS))
   module = importlib.import_module(f"podracer.launch.{words[0]}")
   if hasattr(module, "parse"):
-    if command_line.peek(words, "env") is None and "--help" not in words:
+    if words[0] == "train" and command_line.peek(words, "env") is None and "--help" not in words:
       make_run(command_line.peek(words, "workdir"))
     module.parse(words[1:])
     return

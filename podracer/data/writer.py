@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from podracer import config
+from podracer import config, report
 
 from . import episode as episode_lib
 from . import example, files, layout, shards, worker
@@ -12,7 +12,7 @@ from . import schema as schema_lib
 _at_work: set[str] = set()  # The locks of this process, which don't hold against itself.
 
 
-class WriteError(OSError):
+class WriteError(report.RunError, OSError):
   """The disk did not take a shard; what was committed before is whole and stays."""
 
 
