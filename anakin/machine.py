@@ -170,7 +170,7 @@ class Anakin:
   def compile(self, state: AnakinState) -> None:
     """Compiles the program ahead of the first call; does nothing the second time."""
     if self._compiled is None:
-      self._compiled = self._advance.lower(state, jnp.zeros((), jnp.int32)).compile()
+      self._compiled = self._advance.lower(self._placed(state), jnp.zeros((), jnp.int32)).compile()
 
   def advance(self, state: AnakinState, num_updates: int) -> tuple[AnakinState, CallTotals]:
     """Does `num_updates` updates in one call of the compiled program.
@@ -184,7 +184,18 @@ class Anakin:
       The state after, and the totals, `[num_seeds]` each where there are several.
     """
     self.compile(state)
-    return self._compiled(state, jnp.asarray(num_updates, jnp.int32))
+    return self._compiled(self._placed(state), jnp.asarray(num_updates, jnp.int32))
+
+  def _placed(self, state: AnakinState) -> AnakinState:
+    """Returns the state sharded as it was compiled for: of arrays without elements JAX forgets it."""
+    if self.mesh.size == 1:
+      return state
+
+    def place(spec: P, tree: Any) -> Any:
+      sharding = jax.sharding.NamedSharding(self.mesh, spec)
+      return jax.tree.map(lambda x: x if x.size else jax.device_put(x, sharding), tree)
+
+    return jax.tree.map(place, self._specs, state, is_leaf=lambda x: isinstance(x, P))
 
   def _seeds(self, seed: int) -> np.ndarray:
     seeds = np.arange(seed, seed + self.num_seeds, dtype=np.uint32)

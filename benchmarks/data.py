@@ -1,243 +1,296 @@
-"""Expert data: what recording costs, how fast it is written and read again, and whether memory grows.
+"""Expert data: what recording costs, how fast it is written and read, and whether memory grows.
 
-Measured in turn in one process, as ratios to acting or training without recording, to the bytes of the
-same records in bare ArrayRecord, and to Minari's HDF5. Prints medians and ranges.
+All in turn in one process, as ratios to acting or training alone, to bare ArrayRecord with the bytes of
+the same records, and to Minari's HDF5. Prints medians and ranges.
 
 python benchmarks/data.py --quick
 """
 
 import argparse
+import contextlib
+import functools
 import itertools
 import os
 import pathlib
 import resource
+import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from unittest import mock
 
+import gymnasium
 import jax
+import minari
 import numpy as np
 
-from podracer import agent as agent_lib
-from podracer import anakin, data, environments, sebulba, types
-from podracer import config as config_lib
+from podracer import agent, anakin, config, data, environments, sebulba, types
 from podracer.agents import impala
 from podracer.anakin import machine as machine_lib
 from podracer.anakin import recording as anakin_recording
-from podracer.data import episode as episode_lib
-from podracer.data import example, export, files, layout, reader, recorder, schema, shards
+from podracer.data import episode, files, layout, reader, recorder, schema, shards
 from podracer.sebulba import recording as sebulba_recording
 
-WINDOW = 64
-# With the step that resets, 256 ticks an episode: each measurement of Pong has the same number of ends.
-PONG_STEPS, PONG_UNROLL = 255, 32
-
-
-def parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
-  parser.add_argument("--num_environments", type=int, default=64)
-  parser.add_argument("--unroll_length", type=int, default=128, help="of Breakout")
-  parser.add_argument("--unrolls", type=int, default=16, help="of Breakout in one measurement")
-  parser.add_argument("--updates", type=int, default=16, help="of training in one measurement")
-  parser.add_argument("--train_steps", type=int, default=0, help="before Breakout is played")
-  parser.add_argument("--ticks", type=int, default=2, help="Pong's steps in one measurement / 256")
-  parser.add_argument("--episodes", type=int, default=32, help="of Pong, whole, that are written")
-  parser.add_argument("--memory_steps", type=int, default=1_000_000)
-  parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of reading")
-  parser.add_argument("--repetitions", type=int, default=7)
-  parser.add_argument("--quick", action="store_true", help="about a minute, on two idle cores")
-  flags = parser.parse_args()
-  if flags.quick:
-    flags.unrolls, flags.updates, flags.ticks, flags.episodes = 8, 4, 1, 4
-    flags.memory_steps, flags.seconds, flags.repetitions = 100_000, 0.5, 3
-  return flags
+BREAKOUT, PONG = "gymnax:Breakout-MinAtar", "envpool:Pong-v5"
+# With the step that resets, 256 ticks an episode: every measurement of Pong has as many ends.
+PONG_STEPS, PONG_UNROLL, PONG_THREADS = 255, 32, 2
+LENGTH, WINDOW = 128, 64
+SIZES = {"num_environments": 64, "size": 4, "repetitions": 7, "memory_steps": 1_000_000}
+QUICK = {"size": 1, "repetitions": 3, "memory_steps": 100_000}
 
 
 class Task:
   """An agent in an environment, and what is needed to record it."""
 
-  def __init__(self, env: str, network: config_lib.NetworkConfig | None = None, **options):
-    self.environment = environments.make(env, **options)
-    self.config = impala.ImpalaConfig(network=network or config_lib.NetworkConfig())
-    self.spec = self.environment.spec
-    self.agent = impala.make_agent(self.config, self.spec)
+  def __init__(self, env: str, hidden: tuple[int, ...] = (64, 64), torso: str = "auto", **options):
+    network = config.NetworkConfig(torso=torso, hidden_sizes=hidden)
+    self.environment, self.name = environments.make(env, **options), schema.task_id(env)
+    self.config = impala.ImpalaConfig(network=network)
+    self.agent = impala.make_agent(self.config, self.environment.spec)
     self.params = jax.jit(self.agent.init)(jax.random.key(0))
-    self.name = schema.task_id(env)
-    self.frame_stack = getattr(self.environment, "frame_stack", 1)
-    output, _ = agent_lib.output_shapes(self.agent, self.spec, 1)
-    self.schema = schema.make_schema(self.spec, output, self.frame_stack)
-    self.metadata = recorder.common_metadata(
-      **{"task": self.name, "env_id": env, "env_kwargs": "{}", "teacher_algo": "impala"},
-      **{"teacher_id": "impala-0123456789ab", "teacher_checkpoint": "0" * 64},
-      **{"phase": "eval", "policy_mode": "sample", "frame_stack": self.frame_stack},
-    )
-
-  def writer(self, root, background: bool = True) -> data.Writer:
-    return data.Writer(root, self.name, self.schema, background=background)
+    self.stack = getattr(self.environment, "frame_stack", 1)
+    output, _ = agent.output_shapes(self.agent, self.environment.spec, 1)
+    fields = schema.make_schema(self.environment.spec, output, self.stack)
+    self.writer = functools.partial(data.Writer, task=self.name, schema=fields, background=True)
 
   def recorder(self, sink, num_slots: int, quotas=None) -> recorder.Recorder:
     return recorder.Recorder(
       sink,
-      self.metadata,
+      recorder.common_metadata(task=self.name, teacher_checkpoint="0" * 64, frame_stack=self.stack),
       [recorder.Slot(i, i) for i in range(num_slots)],
-      name=lambda slot, found: f"{self.name}-sample-{slot.slot:05d}-{found.number:06d}",
+      name=lambda slot, found: f"{self.name}-impala-sample-{slot.slot:05d}-{found.number:06d}",
       quotas=quotas,
-      frame_stack=self.frame_stack,
+      frame_stack=self.stack,
     )
 
-  def unrolls(self, module, machine_config, num_environments: int, devices=None):
-    return module.unrolls(
-      self.agent,
-      self.environment,
-      self.params,
-      machine_config,
-      seeds=range(num_environments),
-      key=jax.random.key(1),
-      devices=devices,
-    )
+  def unrolls(self, num_environments: int, length: int):
+    module, devices = anakin_recording, jax.devices()
+    machine_config = anakin.AnakinConfig(unroll_length=length)
+    if hasattr(self.environment, "make"):
+      module, devices = sebulba_recording, devices[:1]
+      machine_config = sebulba.SebulbaConfig(unroll_length=length, environment_threads=1)
+    arguments = (self.agent, self.environment, self.params, machine_config)
+    seeds, key = range(num_environments), jax.random.key(1)
+    return module.unrolls(*arguments, seeds=seeds, key=key, devices=devices)
+
+  def train(self, flags: argparse.Namespace, num_env_steps: int, share: float, sink=None):
+    machine_config = anakin.AnakinConfig(flags.num_environments, LENGTH, 4 * flags.size)
+    arguments = (self.agent, self.environment, self.config, machine_config)
+    machine = machine_lib.Anakin(*arguments, num_env_steps=num_env_steps, record=share)
+    writing = self.recorder(sink, machine.recorded_slots)
+    add = (lambda trajectory, slot, _: writing.add(trajectory, slot)) if share else None
+    return machine_lib.run(machine, machine.init(0), num_env_steps=num_env_steps, record=add)
 
 
-def pong_unrolls(task: Task, num_environments: int):
-  machine_config = sebulba.SebulbaConfig(
-    num_environments=num_environments, unroll_length=PONG_UNROLL, environment_threads=1
-  )
-  return task.unrolls(sebulba_recording, machine_config, num_environments, jax.devices()[:1])
+def speed(call, work: float) -> float:
+  begin = time.perf_counter()
+  call()
+  return work / (time.perf_counter() - begin)
 
 
-def say(name: str, values, unit: str = "") -> None:
-  low, high = min(values), max(values)
-  print(f"  {name:34} {statistics.median(values):12,.3f} ({low:,.3f} .. {high:,.3f}) {unit}")
-
-
-def compare(calls, repetitions: int, unit: str, limits) -> dict[str, list[float]]:
-  """Calls all in turn, each of which returns a speed, and prints them and their ratios to `limits`."""
-  found: dict[str, list[float]] = {name: [] for name in calls}
+def compare(calls, repetitions: int, unit: str) -> None:
+  """Calls all in turn, each of which returns a speed; prints them, and the first over the others."""
+  found = {name: [] for name in calls}
   for i in range(repetitions):
-    # Every other time backwards, for whoever is second may find the cores warm or busy.
-    for name in list(calls)[:: 1 if i % 2 == 0 else -1]:
+    # Every other time backwards, for what comes second may find the cores warm, or busy.
+    for name in list(calls)[:: -1 if i % 2 else 1]:
       found[name].append(calls[name]())
-  for name, values in found.items():
-    say(name, values, unit)
-  for name, limit in limits:
-    say(f"{name} / {limit}", [a / b for a, b in zip(found[name], found[limit], strict=True)])
-  return found
+  (first, speeds), *others = list(found.items())
+  found |= {f"{first} / {n}": list(np.divide(speeds, limit)) for n, limit in others}
+  for name, each in found.items():
+    text = f"{statistics.median(each):12,.2f} ({min(each):,.2f} .. {max(each):,.2f})"
+    print(f"  {name:24} {text} {'' if '/' in name else unit}")
 
 
-def recording(task: Task, make_unrolls, flags, count: int, skipped: int) -> None:
+def recording(task: Task, flags: argparse.Namespace, length: int, count: int, skipped: int) -> None:
   """Times `count` unrolls that are recorded, to the commit, and as many that stay where they are."""
-  with tempfile.TemporaryDirectory() as root:
-    writer = task.writer(root)
+  with tempfile.TemporaryDirectory() as root, contextlib.closing(task.writer(root)) as writer:
     writing = task.recorder(writer, flags.num_environments)
-    recorded, bare = make_unrolls(), make_unrolls()
+    recorded, bare = (task.unrolls(flags.num_environments, length) for _ in range(2))
 
-    def play(unrolls, num_unrolls: int, use) -> int:
-      steps = 0
-      for first_slot, trajectory in itertools.islice(unrolls, num_unrolls):
+    def play(unrolls, use, finish) -> float:
+      for n, (first_slot, trajectory) in enumerate(itertools.islice(unrolls, skipped + count)):
+        if n == skipped:  # Those before were there before the clock was.
+          finish()
+          begin = time.perf_counter()
         use(trajectory, first_slot)
-        steps += trajectory.timesteps.reward[1:].size
-      return steps
-
-    def record() -> float:
-      play(recorded, skipped, writing.add)  # What was there before the clock was.
-      writer.commit()
-      begin = time.perf_counter()
-      steps = play(recorded, count, writing.add)
-      writer.commit()
-      return steps / (time.perf_counter() - begin)
+      finish()
+      return count * trajectory.timesteps.reward[1:].size / (time.perf_counter() - begin)
 
     def act() -> float:
-      # The same program, waited for: nothing else asks for what it makes.
-      waits = mock.patch.object(jax, "device_get", jax.block_until_ready)
-      waits_too = mock.patch.object(types, "to_numpy", jax.block_until_ready)
-      with waits, waits_too:
-        play(bare, skipped, lambda *_: None)
-        begin = time.perf_counter()
-        steps = play(bare, count, lambda *_: None)
-        return steps / (time.perf_counter() - begin)
+      # The same program, waited for: nobody takes what it makes to the host.
+      wait = jax.block_until_ready
+      with mock.patch.object(jax, "device_get", wait), mock.patch.object(types, "to_numpy", wait):
+        return play(bare, lambda *_: None, lambda: None)
 
-    record(), act()
-    calls = {"acting, not fetched": act, "recording, committed": record}
-    compare(calls, flags.repetitions, "steps/s", [("recording, committed", "acting, not fetched")])
-    recorded.close(), bare.close()
-    writer.close()
-    length = writing.num_steps / max(1, writing.num_episodes)
-    print(f"  {writing.num_episodes:,} episodes of {length:.0f} steps; goal 0.9")
+    calls = {"recording": lambda: play(recorded, writing.add, writer.commit), "acting": act}
+    for call in calls.values():
+      call()  # Compiles.
+    compare(calls, flags.repetitions, "steps/s")
+    recorded.close()
+    bare.close()
+    mean = writing.num_steps / max(1, writing.num_episodes)
+    print(f"  {writing.num_episodes:,} episodes of {mean:.0f} steps; goal 0.9")
 
 
-def record_anakin(flags: argparse.Namespace) -> None:
-  task = Task("gymnax:Breakout-MinAtar")
-  machine_config = anakin.AnakinConfig(flags.num_environments, flags.unroll_length)
+def breakout(flags: argparse.Namespace) -> None:
+  task = Task(BREAKOUT)
   if flags.train_steps:
-    machine = make_machine(task, flags, 0.0)
-    for news in machine_lib.run(machine, machine.init(0), num_env_steps=flags.train_steps):
-      task.params = jax.device_get(news.params)
-  recording(
-    task,
-    lambda: task.unrolls(anakin_recording, machine_config, flags.num_environments),
-    flags,
-    flags.unrolls,
-    skipped=2,
-  )
+    *_, news = task.train(flags, flags.train_steps, 0.0)
+    task.params = jax.device_get(news.params)
+  recording(task, flags, LENGTH, 8 * flags.size, skipped=2)
 
 
-def record_sebulba(flags: argparse.Namespace) -> None:
-  network = config_lib.NetworkConfig(torso="mlp", hidden_sizes=(16,))
-  task = Task("envpool:Pong-v5", network, max_episode_steps=PONG_STEPS)
-  count = flags.ticks * 2 * (PONG_STEPS + 1) // PONG_UNROLL  # Of two actor threads.
-  # Of each thread one may wait and one be under way.
-  recording(task, lambda: pong_unrolls(task, flags.num_environments), flags, count, skipped=4)
-
-
-def make_machine(task: Task, flags: argparse.Namespace, record: float) -> machine_lib.Anakin:
-  machine_config = anakin.AnakinConfig(flags.num_environments, flags.unroll_length, flags.updates)
-  return machine_lib.Anakin(
-    task.agent,
-    task.environment,
-    task.config,
-    machine_config,
-    num_env_steps=10**9,
-    record=record,
-  )
+def pong(flags: argparse.Namespace) -> None:
+  task = Task(PONG, (16,), "mlp", max_episode_steps=PONG_STEPS)
+  count = flags.size * PONG_THREADS * (PONG_STEPS + 1) // PONG_UNROLL
+  # Of each thread, one may wait and one be under way.
+  recording(task, flags, PONG_UNROLL, count, skipped=2 * PONG_THREADS)
 
 
 def training(flags: argparse.Namespace) -> None:
-  task = Task("gymnax:Breakout-MinAtar")
-  with tempfile.TemporaryDirectory() as root:
-    writer = task.writer(root)
+  task = Task(BREAKOUT)
+  with tempfile.TemporaryDirectory() as root, contextlib.closing(task.writer(root)) as writer:
 
-    def make(share: float):
-      machine = make_machine(task, flags, share)
-      add = None
-      if share:
-        writing = task.recorder(writer, machine.recorded_slots)
-        add = lambda trajectory, slot, steps: writing.add(trajectory, slot, teacher_step=steps)  # noqa: E731
-      reports = machine_lib.run(machine, machine.init(0), num_env_steps=10**9, record=add)
-      last = [next(reports).env_steps]
-
-      def call() -> float:
-        begin = time.perf_counter()
-        steps = next(reports).env_steps
+    def speeds(share: float):
+      reports, done = task.train(flags, 10**9, share, writer), 0
+      while True:
+        begin, before = time.perf_counter(), done
+        done = next(reports).env_steps
         writer.commit()  # As at a checkpoint.
-        last.append(steps)
-        return (steps - last[-2]) / (time.perf_counter() - begin)
+        yield (done - before) / (time.perf_counter() - begin)
 
-      return call
+    shares = {"record=0.05": speeds(0.05), "record=0": speeds(0.0)}
+    calls = {name: functools.partial(next, found) for name, found in shares.items()}
+    for call in calls.values():
+      call()  # Compiles.
+    compare(calls, flags.repetitions, "steps/s")
 
-    calls = {"record=0": make(0.0), "record=0.05": make(0.05)}
-    compare(calls, flags.repetitions, "steps/s", [("record=0.05", "record=0")])
-    writer.close()
+
+def memory(flags: argparse.Namespace) -> None:
+  task, peaks, begin = Task("gymnax:CartPole-v1"), [], time.perf_counter()
+  number = flags.memory_steps // (64 * flags.num_environments)
+  with tempfile.TemporaryDirectory() as root, contextlib.closing(task.writer(root)) as writer:
+    writing = task.recorder(writer, flags.num_environments)
+    unrolls = itertools.islice(task.unrolls(flags.num_environments, 64), number)
+    for n, (_, trajectory) in enumerate(unrolls, 1):
+      writing.add(trajectory)
+      if n in (number // 10, number):
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+  seconds = time.perf_counter() - begin
+  low, high = peaks
+  print(f"  {flags.memory_steps:,} steps, {writing.num_episodes:,} episodes, {seconds:.0f} s")
+  print(f"  peak RSS {low:.1f} MiB at 10 %, {high:.1f} at 100 %: {high / low:.4f}")
 
 
 class Kept(list):
-  """A sink that keeps episodes."""
+  write = list.append
 
-  def write(self, episode: episode_lib.Episode) -> bool:
-    self.append(episode)
-    return True
+
+def to_minari(steps: dict[str, np.ndarray]):
+  names = ("observation", "action", "reward", "is_first", "is_last", "is_terminal")
+  observation, action, reward, _, last, terminal = (steps[name] for name in names)
+  infos = {name: value for name, value in steps.items() if name not in names}
+  arrays = (observation, action[:-1], reward[:-1], (last & terminal)[1:], (last & ~terminal)[1:])
+  return minari.data_collector.EpisodeBuffer(None, None, None, *arrays, infos)
 
 
 def storage(flags: argparse.Namespace) -> None:
-  """Writes and reads the same whole episodes of Pong in four ways."""
-  raise NotImplementedError
+  """Writes and reads whole episodes of Pong."""
+  task, kept, number = Task(PONG, (16,), "mlp"), Kept(), 4 * flags.size
+  playing, unrolls = task.recorder(kept, number, [1] * number), task.unrolls(number, PONG_UNROLL)
+  while not playing.is_done:
+    first_slot, trajectory = next(unrolls)
+    playing.add(trajectory, first_slot)
+  unrolls.close()
+  lengths = [one.num_steps for one in kept]
+  megabytes = sum(value.nbytes for one in kept for value in one.steps.values()) / 1e6
+  print(f"  {number} episodes of Pong, {sum(lengths):,} steps, {megabytes:.0f} MB of arrays")
+  buffers = [to_minari(one.steps) for one in kept]
+  pictures = gymnasium.spaces.Box(0, 255, buffers[0].observations.shape[1:], np.uint8)
+  actions = gymnasium.spaces.Discrete(task.environment.spec.action.num_actions)
+  spaces = {"observation_space": pictures, "action_space": actions}
+  warnings.filterwarnings("ignore", module="minari")  # It wants an author.
+  folder = tempfile.TemporaryDirectory()
+  root = pathlib.Path(folder.name)
+  os.environ["MINARI_DATASETS_PATH"] = folder.name
+
+  def write(out: pathlib.Path) -> None:
+    with contextlib.closing(task.writer(out, background=False)) as writer:
+      [writer.write(one) for one in kept]
+
+  write(root / "read")
+  data.finalise(root / "read")
+  dataset = data.open(root / "read")[task.name]
+  place, rng = dataset.index.place, np.random.default_rng(0)
+  opened = [reader.open_shard(dataset.folder / layout.SHARDS / s) for s in dataset.index.shards]
+  records = [record for file in opened for record in file.read(range(file.num_records()))]
+
+  def write_raw(out: pathlib.Path) -> None:
+    out.mkdir()
+    file = shards.array_record().ArrayRecordWriter(str(out / "raw"), shards.OPTIONS)
+    [file.write(record) for record in records]
+    file.close()
+    files.sync(out / "raw")
+
+  def write_minari(out: pathlib.Path) -> None:
+    minari.create_dataset_from_buffers(out.name, buffers, **spaces, jpeg_encoding=False)
+    files.sync(out / "data" / "main_data.hdf5")
+
+  print(" writing; array_record has its records made, minari compresses nothing")
+  writes = {"podracer": write, "array_record": write_raw, "minari-v0": write_minari}
+
+  def write_anew(name: str) -> float:
+    shutil.rmtree(root / name, ignore_errors=True)
+    return speed(lambda: writes[name](root / name), megabytes)
+
+  compare({name: functools.partial(write_anew, name) for name in writes}, flags.repetitions, "MB/s")
+  for name in writes:
+    size = sum(path.stat().st_size for path in (root / name).rglob("*") if path.is_file())
+    print(f"  {name}: {size / sum(lengths):,.0f} bytes a step on the disk")
+  loaded = minari.load_dataset("minari-v0")
+
+  def read_raw(i: int, start: int) -> None:
+    last = int(place.num_segments[i]) - 1
+    first, end = (min(t // episode.SEGMENT_STEPS, last) for t in (start, start + WINDOW - 1))
+    opened[place.shard[i]].read([int(place.record[i]) + n for n in range(first, end + 1)])
+
+  print(f" reading {WINDOW} steps at random; array_record decodes nothing")
+  reads = {
+    "podracer": lambda i, start: dataset.window(i, start, WINDOW)["observation"],
+    "array_record": read_raw,
+    "minari": lambda i, start: loaded[i].observations[start : start + WINDOW],
+  }
+  assert np.array_equal(reads["podracer"](1, 230), reads["minari"](1, 230))
+  chosen = rng.integers(number, size=32 * flags.size).tolist()
+  windows = [(i, int(rng.integers(lengths[i] - WINDOW))) for i in chosen]
+  compare(
+    {n: lambda n=n: speed(lambda: [reads[n](*w) for w in windows], len(windows)) for n in reads},
+    *(flags.repetitions, "windows/s"),
+  )
+  folder.cleanup()
+
+
+# Memory first: a peak is that of the process.
+PARTS = {part.__name__: part for part in (memory, breakout, training, pong, storage)}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
+  parser.add_argument("--train_steps", type=int, default=0, help="before Breakout is recorded")
+  parser.add_argument("--quick", action="store_true", help="about a minute on two idle cores")
+  for name, default in SIZES.items():
+    parser.add_argument(f"--{name}", type=int, default=default)
+  flags = parser.parse_args()
+  if flags.quick:
+    vars(flags).update(QUICK)
+  print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores")
+  for name in [name for name in PARTS if name in flags.only]:
+    print(f"{name}; load {os.getloadavg()[0]:.1f}", flush=True)
+    PARTS[name](flags)
+
+
+if __name__ == "__main__":
+  main()

@@ -46,6 +46,24 @@ def finalise(root: layout.Path) -> None:
     folder = layout.task_dir(root, task)
     with files.lock(folder / layout.SHARDS / "finalise.lock", wait=True):
       _finalise_task(folder, task)
+  layout.write_json(pathlib.Path(root) / layout.COLLECTION, _describe(root, tasks))
+
+
+def _describe(root: layout.Path, tasks: Sequence[str]) -> dict[str, Any]:
+  """Returns collection.json: what each task has, for whoever lists collections without opening them."""
+  described = {}
+  for task in tasks:
+    manifests = layout.read_manifests(layout.task_dir(root, task))
+    episodes = [row for manifest in manifests for row in manifest.episodes]
+    described[task] = {
+      "episodes": len(episodes),
+      "steps": sum(row["episode_length"] for row in episodes),
+      "shards": len(manifests),
+      "bytes": sum(manifest.num_bytes for manifest in manifests),
+      "env_ids": sorted({row["env_id"] for row in episodes}),
+      "teachers": sorted({row["teacher_id"] for row in episodes}),
+    }
+  return {"format_version": layout.VERSION, "tasks": described}
 
 
 def _finalise_task(folder: pathlib.Path, task: str) -> None:
@@ -200,7 +218,7 @@ def merge(roots: Sequence[layout.Path], out: layout.Path) -> None:
     for task in sorted({task for source in sources for task in layout.tasks(source)}):
       _merge_task([source for source in sources if task in layout.tasks(source)], tmp, task)
     finalise(tmp)
-    _merge_json(sources, tmp)
+    _merge_scores(sources, tmp)
     os.replace(tmp, target)
   except BaseException:
     shutil.rmtree(tmp, ignore_errors=True)
@@ -231,13 +249,10 @@ def _merge_task(sources: Sequence[pathlib.Path], out: pathlib.Path, task: str) -
     layout.write_manifest(folder, manifest._replace(shard=shard, episodes=rows))
 
 
-def _merge_json(sources: Sequence[pathlib.Path], out: pathlib.Path) -> None:
+def _merge_scores(sources: Sequence[pathlib.Path], out: pathlib.Path) -> None:
   scores: dict[str, dict[str, Any]] = {}
   for source in reversed(sources):
     for task, players in layout.read_json(source / layout.SCORES).items():
       scores[task] = {**scores.get(task, {}), **players}
   if scores:
     layout.write_json(out / layout.SCORES, scores)
-  merged = [layout.read_json(source / layout.COLLECTION) for source in sources]
-  if any(merged):
-    layout.write_json(out / layout.COLLECTION, {"merged": merged})

@@ -75,6 +75,24 @@ def test_one_device_equals_four(environment):
   assert max(moved) > 1e-2, "nothing was learnt, so nothing was compared"
 
 
+def test_an_environment_with_an_array_without_elements_goes_on():
+  # Such as navix has in its state; JAX gives it back sharded otherwise than it was taken.
+  empty = ENDS._replace(
+    reset=lambda key: ((ENDS.reset(key)[0], jnp.zeros((0,))), ENDS.reset(key)[1]),
+    step=lambda key, state, action: _with_empty(ENDS.step(key, state[0], action)),
+  )
+  machine = make(empty, num_devices=4)
+  state, _ = machine.advance(machine.init(0), 2)
+  state, _ = machine.advance(state, 2)
+  same, _ = (plain := make(num_devices=4)).advance(plain.init(0), 4)
+  assert_equal(state.learner.params, same.learner.params)
+
+
+def _with_empty(stepped):
+  state, outcome = stepped
+  return (state, jnp.zeros((0,))), outcome
+
+
 def test_parameters_are_kept_once_a_device_and_environments_are_shared_out():
   state = make(num_devices=4).init(0)
   for leaf in jax.tree.leaves(state.learner.params):

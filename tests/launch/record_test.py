@@ -8,6 +8,7 @@ import pytest
 
 from podracer import data, environments, host_environment, types
 from podracer.data import layout, schema
+from podracer.launch import experiment
 from podracer.launch import main as main_lib
 
 CARTPOLE = (
@@ -71,7 +72,8 @@ def only(root):
 def assert_replays(dataset, make):
   """Plays the recorded actions again, in environments of the recorded seeds."""
   by_seed: dict[int, list] = {}
-  for episode in dataset.episodes():
+  frame_stack = make.frame_stack if make.frame_stack > 1 else None
+  for episode in dataset.episodes(frame_stack=frame_stack):
     by_seed.setdefault(episode.metadata["seed"], []).append(episode)
   for seed, played in by_seed.items():
     played.sort(key=lambda episode: episode.metadata["seed_index"])
@@ -92,8 +94,15 @@ def assert_replays(dataset, make):
     host.close()
 
 
-@pytest.mark.parametrize("mode", ["sample", "greedy"])
-@pytest.mark.parametrize("machine", ["anakin", "sebulba"])
+@pytest.mark.parametrize(
+  ("machine", "mode"),
+  [
+    ("anakin", "sample"),
+    ("sebulba", "sample"),
+    pytest.param("anakin", "greedy", marks=pytest.mark.slow),
+    pytest.param("sebulba", "greedy", marks=pytest.mark.slow),
+  ],
+)
 def test_recorded_episodes_can_be_played_again(machine, mode, request, tmp_path):
   workdir = request.getfixturevalue(machine)
   out = tmp_path / "data"
@@ -112,6 +121,25 @@ def test_recorded_episodes_can_be_played_again(machine, mode, request, tmp_path)
   scores = json.loads((out / "scores.json").read_text())[dataset.task]
   assert scores["random"]["n"] == scores["expert"]["n"] == 8
   assert dataset.task in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_frames_of_atari_can_be_played_again(tmp_path):
+  workdir, out = tmp_path / "run", tmp_path / "data"
+  command(
+    "train",
+    *("--env=envpool:Pong-v5", "--env_options", "max_episode_steps=300", f"--workdir={workdir}"),
+    *("--num_env_steps=100", "--num_environments=4", "--unroll_length=5", "--evaluate_episodes=1"),
+    *("--num_devices=1", "--config.network.torso=mlp", "--config.network.hidden_sizes", "8"),
+  )
+  flags = ("--episodes=8", "--environments=4", "--score_episodes=0")
+  command("record", f"--workdir={workdir}", f"--out={out}", *flags)
+  dataset = only(out)
+  options = experiment.parse_options(experiment.read(str(workdir)).env_options)
+  make = environments.make("envpool:Pong-v5", **options)
+  assert dataset.episode(0).steps[schema.OBSERVATION].shape[1:] == (84, 84)
+  assert {row["frame_stack"] for row in dataset.rows.to_pylist()} == {make.frame_stack} == {4}
+  assert_replays(dataset, make)
 
 
 def test_more_episodes_go_on_where_the_recording_ended(anakin, tmp_path, capsys):
@@ -133,6 +161,7 @@ def test_more_episodes_go_on_where_the_recording_ended(anakin, tmp_path, capsys)
   assert len(only(out)) == 16
 
 
+@pytest.mark.slow
 def test_a_search_is_recorded_with_what_it_found(muzero, tmp_path):
   command(
     "record", f"--workdir={muzero}", f"--out={tmp_path}/data", "--episodes=8", "--score_episodes=0"
@@ -199,6 +228,7 @@ def test_training_records_what_was_played(env, tmp_path):
     assert [start for start, _ in mine] == ends[:-1]
 
 
+@pytest.mark.slow
 def test_recording_changes_nothing_of_the_training(finished, make_run):
   run = make_run()
   code, out, err = run.train("--record=0.25", "--record_histories")
@@ -210,6 +240,7 @@ def test_recording_changes_nothing_of_the_training(finished, make_run):
   assert history[schema.IS_FIRST][0]
 
 
+@pytest.mark.slow
 def test_a_killed_training_records_no_episode_twice(finished, make_run):
   whole, killed = make_run("whole"), make_run("killed")
   assert whole.train("--record=0.25", "--checkpoint_every_seconds=0.01")[0] == 0
@@ -232,6 +263,7 @@ def test_a_killed_training_records_no_episode_twice(finished, make_run):
       assert np.array_equal(value, same.steps[name]), name
 
 
+@pytest.mark.slow
 def test_a_killed_recording_goes_on(anakin, make_run):
   run = make_run()
   args = ("record", f"--workdir={anakin}", "--out=data", "--episodes=4000", "--environments=8")

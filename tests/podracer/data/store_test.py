@@ -399,7 +399,6 @@ def test_merge(tmp_path):
   }
   for root in (a, b):
     layout.write_json(root / layout.SCORES, scores[root])
-    layout.write_json(root / layout.COLLECTION, {"made_by": root.name})
   store.merge([a, b], out)
   assert store.verify(out) == []
   assert layout.tasks(out) == ["breakout", "pong"]
@@ -421,9 +420,9 @@ def test_merge(tmp_path):
     "breakout": {},
     "pong": {"random": {"mean": 1.0}, "expert": {"mean": 20.0}},
   }
-  assert layout.read_json(out / layout.COLLECTION) == {
-    "merged": [{"made_by": "a"}, {"made_by": "b"}]
-  }
+  described = layout.read_json(out / layout.COLLECTION)["tasks"][TASK]
+  assert described["episodes"] == len(rows) and described["shards"] == len(merged)
+  assert described["steps"] == sum(row["episode_length"] for row in rows)
   assert sorted(path.name for path in out.parent.iterdir()) == ["merged"]
   made = writer.Writer(out, TASK, PLAIN)
   assert "e4" in made
