@@ -117,7 +117,12 @@ class Anakin:
     # Whole shares of a device, at least one environment.
     local = machine_config.num_environments // len(devices)
     self._num_recorded = min(local, max(1, round(record * local))) if record else 0
-    self.recorded_slots = self._num_recorded * len(devices) * num_seeds
+    self.recorded_slots = tuple(
+      (seed * len(devices) + device) * local + i
+      for seed in range(num_seeds)
+      for device in range(len(devices))
+      for i in range(self._num_recorded)
+    )
     self._updates_per_call = machine_config.resolved_updates_per_call(num_env_steps)
     seeds = (None,) if num_seeds > 1 else ()
     sharded: Any = P(*seeds, AXIS)

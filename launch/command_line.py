@@ -2,14 +2,16 @@
 
 import contextlib
 import io
+import os
+import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from podracer import config
+from podracer import config, report
 
 T = TypeVar("T")
 USAGE_ERROR = 2
@@ -42,6 +44,27 @@ def parse(cls: Any, program: str, args: Sequence[str], default: Any = None) -> A
     if stop.code == 0:
       raise
     fail(program, _one_line(errors.getvalue()))
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+  """Turns what a disk or a path refuses into one line: it is no fault of the program."""
+  try:
+    yield
+  except OSError as error:
+    if isinstance(error, report.RunError):
+      raise
+    text = error.strerror or str(error)
+    raise report.RunError(f"{error.filename}: {text}" if error.filename else text) from error
+
+
+def check_writable(name: str, directory: str) -> None:
+  """Raises InputError where a directory can't be made or written, before anything is begun."""
+  path = pathlib.Path(directory).absolute()
+  while not path.exists():
+    path = path.parent
+  config.check(path.is_dir(), f"{name} {directory}: {path} is not a directory")
+  config.check(os.access(path, os.W_OK), f"{name} {directory}: {path} can't be written")
 
 
 def peek(args: Sequence[str], name: str) -> str | None:

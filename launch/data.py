@@ -120,7 +120,7 @@ def _verify(wanted: VerifyConfig) -> None:
 
   problems = store.verify(wanted.directory)
   for problem in problems:
-    print(problem)
+    print(f"{problem.kind}: {problem.text}")
   if problems:
     sys.exit(FOUND_PROBLEMS)
   print(f"{wanted.directory}: nothing is wrong")
@@ -170,7 +170,8 @@ def main(args: Sequence[str]) -> None:
     print(_help())
     sys.exit(0)
   action, wanted = parse(args)
-  action.run(wanted)
+  with command_line.disk_errors():
+    action.run(wanted)
 
 
 def parse(args: Sequence[str]) -> tuple[_Action, Any]:

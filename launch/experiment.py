@@ -102,9 +102,7 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   """Also write TensorBoard events."""
   record: float = dataclasses.field(default=0.0, metadata=MAY_CHANGE)
   """Share of the environments whose whole episodes are recorded as expert data, in <workdir>/data."""
-  record_histories: tyro.conf.FlagCreatePairsOff[bool] = dataclasses.field(
-    default=False, metadata=MAY_CHANGE
-  )
+  record_histories: bool = dataclasses.field(default=False, metadata=MAY_CHANGE)
   """Keep all episodes of a recorded environment as one learning history."""
   wandb_project: str = dataclasses.field(default="", metadata=MAY_CHANGE)
   """Also log to this Weights & Biases project; needs podracer-rl[wandb]."""
@@ -309,6 +307,13 @@ def read(workdir: str) -> ExperimentConfig[Any, Any]:
 def write(experiment: ExperimentConfig[Any, Any]) -> None:
   """Writes config.json, whole or not at all."""
   run_files.write_json(pathlib.Path(experiment.workdir) / CONFIG_FILE, to_json(experiment))
+
+
+def identity(experiment: ExperimentConfig[Any, Any]) -> dict[str, Any]:
+  """Returns the JSON values of a run that stay the same wherever it goes on."""
+  may_change = {f.name for f in dataclasses.fields(ExperimentConfig) if f.metadata == MAY_CHANGE}
+  values = to_json(experiment)
+  return {name: value for name, value in values.items() if name not in may_change}
 
 
 def differences(saved: ExperimentConfig[Any, Any], wanted: ExperimentConfig[Any, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ class TrainingRecorder:
     saved: experiment.ExperimentConfig[Any, Any],
     agent: agent_lib.Agent,
     factory: Any,
-    num_slots: int,
+    environments: Sequence[int],
     updates: int,
   ):
     """Opens `<workdir>/data`.
@@ -34,14 +35,14 @@ class TrainingRecorder:
       saved: configuration of the run.
       agent: that is trained.
       factory: of the environment.
-      num_slots: environments recorded, over all seeds.
+      environments: numbers of those that are recorded, those of all seeds counted on.
       updates: that the run has done.
     """
     self.out = pathlib.Path(saved.workdir) / DIRECTORY
     output, _ = agent_lib.output_shapes(agent, factory.spec, 1)
     task = schema.task_id(factory.spec.name)
     # What a resumed run plays again has the same name, and is there once.
-    described = json.dumps(experiment.to_json(saved), sort_keys=True)
+    described = json.dumps(experiment.identity(saved), sort_keys=True)
     self._name = f"{saved.agent}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
     self._task = task
     self._writer = data.Writer(
@@ -50,7 +51,18 @@ class TrainingRecorder:
       schema.make_schema(factory.spec, output, factory.frame_stack),
       background=True,
     )
-    per_seed = num_slots // saved.num_seeds
+    tick = updates * saved.machine.unroll_length
+    seen = self._history_lengths(tick)
+
+    def make_slot(number: int) -> recorder.Slot:
+      history_id = f"{task}-{self._name}-{number:05d}" if saved.record_histories else ""
+      return recorder.Slot(
+        slot=number,
+        seed=saved.seed + number // saved.machine.num_environments,
+        number=seen.get(history_id, 0),
+        history_id=history_id,
+      )
+
     self._recorder = recorder.Recorder(
       self._writer,
       make_metadata(
@@ -62,23 +74,26 @@ class TrainingRecorder:
         policy_mode="sample",
         writer_id="w000",
       ),
-      [
-        recorder.Slot(
-          slot=i,
-          seed=saved.seed + i // per_seed,
-          history_id=f"{task}-{self._name}-{i:05d}" if saved.record_histories else "",
-        )
-        for i in range(num_slots)
-      ],
+      [make_slot(number) for number in environments],
       name=self._episode_name,
       frame_stack=factory.frame_stack,
-      tick=updates * saved.machine.unroll_length,
+      tick=tick,
     )
 
   @property
   def num_episodes(self) -> int:
     """Episodes recorded since the run was begun or resumed."""
     return self._recorder.num_episodes
+
+  def _history_lengths(self, tick: int) -> dict[str, int]:
+    """Returns how many episodes of each history had ended when the run was at `tick`."""
+    found: dict[str, int] = {}
+    for manifest in layout.read_manifests(layout.task_dir(self.out, self._task)):
+      for row in manifest.episodes:
+        if row["history_id"] and row["lifetime_step"] < tick:
+          name, number = row["history_id"], row["history_index"] + 1
+          found[name] = max(found.get(name, 0), number)
+    return found
 
   def add(self, trajectory: types.Trajectory, first_slot: int, env_steps: int) -> None:
     """Records an unroll; see `report.Record`."""

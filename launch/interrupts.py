@@ -46,7 +46,7 @@ class Interrupts:
       show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # The progress bar hides it.
       os.write(
         sys.stderr.fileno(),
-        show_cursor + b"\npodracer: stopped at once; the last checkpoint is intact\n",
+        show_cursor + b"\npodracer: stopped at once; what was saved before is intact\n",
       )
       os._exit(EXIT_OFFSET + number)
     if self.signal is None:

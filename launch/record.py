@@ -1,6 +1,8 @@
 """`podracer record`: writes whole episodes of a trained agent as expert data."""
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib
 import pathlib
 import time
@@ -13,6 +15,7 @@ from . import command_line, experiment, interrupts
 
 LINE_PERIOD_SECONDS = 5.0
 MIN_UNROLL_LENGTH = 32
+SHARD_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,8 @@ class RecordConfig:
   out: str = ""
   """Directory of the collection; data/<name of the run> by default. Other tasks may be in it."""
   episodes: int = 1000
-  """Whole episodes to record, those of the same recording that are there already included."""
+  """Whole episodes to record, those that are there already of the same agent, mode, seed and number of
+  environments included."""
   mode: Literal["sample", "greedy"] = "sample"
   """Sample the policy, or take the most likely action: where the environment is deterministic, a greedy
   agent plays the same episode again and again."""
@@ -52,17 +56,27 @@ class RecordConfig:
       score_episodes=self.score_episodes,
     )
 
+  def directory(self) -> str:
+    """Returns where the collection is."""
+    return self.out or str(pathlib.Path("data") / pathlib.Path(self.workdir).resolve().name)
+
 
 def main(args: Sequence[str]) -> None:
   """Runs the command."""
   wanted: RecordConfig = command_line.parse(RecordConfig, "podracer record", args)
-  experiment.read(wanted.workdir).check()
-  with interrupts.Interrupts() as signals:
+  saved = experiment.read(wanted.workdir)
+  saved.check()
+  config.check(
+    wanted.seed_index < saved.num_seeds,
+    f"seed_index must be 0 .. {saved.num_seeds - 1}, got {wanted.seed_index}",
+  )
+  command_line.check_writable("out", wanted.directory())
+  with interrupts.Interrupts() as signals, command_line.disk_errors():
     from . import host
 
-    saved = experiment.read(wanted.workdir)
     devices = host.start_jax(saved.num_devices, saved.machine.preferred_devices)
-    finished = _Recording(wanted, devices).run(signals)
+    with _Recording(wanted, devices) as recording:
+      finished = recording.run(signals)
   if not finished:
     raise SystemExit(signals.exit_code)
 
@@ -78,7 +92,7 @@ class _Recording:
     from . import expert_data, policy
 
     self.wanted, self.devices = wanted, devices
-    self.out = wanted.out or str(pathlib.Path("data") / pathlib.Path(wanted.workdir).resolve().name)
+    self.out = wanted.directory()
     self.loaded = policy.LoadedRun(wanted.workdir, wanted.search)
     self.params = self.loaded.params(wanted.seed_index)
     spec: types.EnvironmentSpec = self.loaded.environment.spec
@@ -104,26 +118,50 @@ class _Recording:
       self.task,
       schema.make_schema(spec, output, self.frame_stack),
       writer_id=self.writer_id,
+      shard_seconds=SHARD_SECONDS,
       background=True,
     )
+    self.lock = contextlib.ExitStack()
+
+  def __enter__(self) -> "_Recording":
+    from podracer.data import files, layout
+
+    # Two processes that play the same episodes would both write them.
+    name = hashlib.sha256(self._prefix().encode()).hexdigest()[:16]
+    folder = layout.task_dir(self.out, self.task) / layout.SHARDS
+    try:
+      self.lock.enter_context(files.lock(folder / f"recording-{name}.lock"))
+    except BlockingIOError as error:
+      self.writer.close()
+      raise config.InputError(
+        f"seed {self.wanted.seed} of this agent is being recorded into {self.out} by another process; "
+        "take another --seed"
+      ) from error
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    with self.lock:
+      self.writer.close()
 
   def run(self, signals: interrupts.Interrupts) -> bool:
     """Records; returns False where a signal ended it before."""
     import jax
 
-    from podracer.data import card, recorder, store
+    from podracer.data import recorder
 
     from . import expert_data
 
     wanted, saved = self.wanted, self.loaded.experiment
-    num_slots = min(wanted.environments or saved.machine.num_environments, wanted.episodes)
+    num_slots = self._num_slots()
     there = self._committed(num_slots)
     print(
       f"recording {saved.agent} in {saved.env} ({self.metadata['policy_mode']}) into {self.out}"
       + (f"; {sum(there):,} of {wanted.episodes:,} episodes are there" if any(there) else "")
     )
+    if sum(there) >= wanted.episodes:
+      print("nothing to do: more with --episodes, others with --seed")
     quotas = [
-      wanted.episodes // num_slots + (i < wanted.episodes % num_slots) - there[i]
+      max(0, wanted.episodes // num_slots + (i < wanted.episodes % num_slots) - there[i])
       for i in range(num_slots)
     ]
     playing = [i for i in range(num_slots) if quotas[i] > 0]
@@ -165,11 +203,15 @@ class _Recording:
         unrolls.close()
         self.writer.close()
       if not writing.is_done:
+        if self._committed(num_slots) != there[:num_slots]:
+          self._finalise()
         print("stopped: the same command goes on from here")
         return False
-    self._score()
-    store.finalise(self.out)
-    card.write(self.out)
+    is_scored = self._score(signals)
+    self._finalise()
+    if not is_scored:
+      print("stopped: the same command measures the scores")
+      return False
     print(f"results: {self.out}/  README.md  scores.json  {self.task}/")
     print("next:")
     print(f"  podracer data info {self.out}")
@@ -196,6 +238,15 @@ class _Recording:
       if writing.is_done or signals.requested:
         return
 
+  def _finalise(self) -> None:
+    from podracer.data import card, store
+
+    store.finalise(self.out)
+    card.write(self.out)
+
+  def _num_slots(self) -> int:
+    return self.wanted.environments or self.loaded.experiment.machine.num_environments
+
   def _policy_mode(self) -> str:
     search = getattr(self.loaded.experiment.config, "search", None)
     if not self.wanted.search or search is None:
@@ -204,7 +255,9 @@ class _Recording:
 
   def _prefix(self) -> str:
     mode = self.metadata["policy_mode"].replace(",", "-").replace(":", "")
-    return f"{self.task}-{self.metadata['teacher_id']}-{mode}-{self.wanted.seed}"
+    # The shares of the episodes are those of as many environments.
+    who = f"{self.task}-{self.metadata['teacher_id']}-{mode}"
+    return f"{who}-{self.wanted.seed}-{self._num_slots()}"
 
   def _name(self, slot: Any, found: Any) -> str:
     return f"{self._prefix()}-{slot.slot:05d}-{slot.number + found.number:06d}"
@@ -216,12 +269,12 @@ class _Recording:
     counts = [0] * num_slots
     for manifest in layout.read_manifests(layout.task_dir(self.out, self.task)):
       for row in manifest.episodes:
-        if row["episode_id"].startswith(f"{self._prefix()}-") and row["slot"] < num_slots:
+        if row["episode_id"].startswith(f"{self._prefix()}-"):
           counts[row["slot"]] += 1
     return counts
 
-  def _score(self) -> None:
-    """Measures the scores that aren't there yet."""
+  def _score(self, signals: interrupts.Interrupts) -> bool:
+    """Measures the scores that aren't there yet; returns False where a signal ended it."""
     import jax
 
     from podracer import evaluation, random_agent
@@ -229,15 +282,14 @@ class _Recording:
 
     wanted = self.wanted
     if not wanted.score_episodes:
-      return
+      return True
     players = {
       scores.RANDOM: (random_agent.make_agent(self.loaded.environment.spec), {}, "random"),
       scores.EXPERT: (self.loaded.agent, self.params, self.metadata["teacher_id"]),
     }
     there = scores.read(self.out).get(self.task, {})
-    measured = {}
     for who, (agent, params, name) in players.items():
-      if who in there and (who == scores.RANDOM or there[who]["mean"] is None):
+      if there.get(who, {}).get("player") == name:
         continue
       evaluate = evaluation.make_evaluator(
         agent,
@@ -245,11 +297,12 @@ class _Recording:
         num_episodes=wanted.score_episodes,
         greedy=wanted.mode == "greedy",
       )
-      result = evaluate(params, jax.random.key(wanted.seed))
-      assert result is not None  # Nothing asked it to stop.
+      result = evaluate(params, jax.random.key(wanted.seed), lambda: signals.requested)
+      if result is None:
+        return False
       score = scores.make_score(result, wanted.seed, player=name)
       # The best of several teachers is the expert.
       if who not in there or score["mean"] > there[who]["mean"]:
-        measured[who] = score
+        scores.write(self.out, self.task, {who: score})
       print(f"score of {who}: {score['mean']:.2f} ± {score['std']:.2f} (n = {score['n']})")
-    scores.write(self.out, self.task, measured)
+    return True

@@ -82,7 +82,11 @@ class Sebulba:
     # Of each actor thread the first ones, and no more than the first learner device gets.
     shard = size // len(self.topology.learners)
     self.recorded_per_actor = min(shard, max(1, round(record * size))) if record else 0
-    self.recorded_slots = self.recorded_per_actor * len(self.topology.actors)
+    self.recorded_slots = tuple(
+      actor * size + i
+      for actor in range(len(self.topology.actors))
+      for i in range(self.recorded_per_actor)
+    )
     self.programs = inference.make_programs(
       agent,
       self.factory.spec,

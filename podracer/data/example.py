@@ -117,6 +117,9 @@ def plain_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
   plain: dict[str, Any] = {}
   for name, kind in episode_lib.METADATA.items():
     value = metadata[name]
+    if type(value) is kind and (not isinstance(value, int) or -(2**63) <= value < 2**63):
+      plain[name] = value
+      continue
     value = value.item() if isinstance(value, np.generic) else value
     valid = (int, float) if kind is float else kind
     is_valid = isinstance(value, valid) and not isinstance(value, bool)

@@ -100,7 +100,8 @@ class Index:
     """The histories by their ids, in order of these; an episode without an id is in none."""
     encoded = self.rows["history_id"].combine_chunks()
     codes, ids = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    order = np.lexsort((self.column("lifetime_step"), self.column("history_index"), codes))
+    # A run that goes on has counted its episodes anew, but not its steps.
+    order = np.lexsort((self.column("history_index"), self.column("lifetime_step"), codes))
     starts = np.searchsorted(codes[order], np.arange(len(ids) + 1))
     found = {}
     for k in sorted(range(len(ids)), key=ids.__getitem__):

@@ -36,7 +36,13 @@ class Readers:
     Raises:
       InputError: the shard is missing, or does not hold what its manifest says.
     """
-    return self._reader(shard).read(list(records))
+    reader = self._reader(shard)
+    try:
+      return list(reader.read(list(records)))
+    except RuntimeError as error:
+      raise config.InputError(
+        f"{shard} is damaged: {str(error).splitlines()[0]}; see `podracer data verify`"
+      ) from error
 
   def _reader(self, shard: pathlib.Path) -> Any:
     if self._pid != os.getpid():

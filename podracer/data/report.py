@@ -35,8 +35,8 @@ class TaskReport(NamedTuple):
     returns: `[N]`.
     scores: who -> score.
     counts: `phase`, `policy_mode`, `teacher_id` and `control` -> value -> episodes.
-    bytes_per_step: on the disk, of a transition of any episode; `raw_bytes` without compression.
-    raw_bytes: see above.
+    bytes_per_step: on the disk, of a step that is stored, the final ones included, of any episode.
+    raw_bytes: of a step without compression.
     duplicates: share of the episodes whose actions are all those of one before, or None where it was
       not looked for.
     dropped: what the filters did.
@@ -64,7 +64,10 @@ def describe(dataset: dataset_lib.Dataset, duplicates: bool = True) -> TaskRepor
     duplicates: whether to look for duplicates, for which all episodes are read.
   """
   stored = index_lib.read(dataset.folder / layout.EPISODES)
-  num_bytes = sum((dataset.folder / layout.SHARDS / name).stat().st_size for name in stored.shards)
+  paths = [dataset.folder / layout.SHARDS / name for name in stored.shards]
+  for path in paths:
+    config.check(path.is_file(), f"{path} is missing; `podracer data verify` lists what is wrong")
+  num_bytes = sum(path.stat().st_size for path in paths)
   return TaskReport(
     task=dataset.task,
     num_episodes=len(dataset),
@@ -77,7 +80,7 @@ def describe(dataset: dataset_lib.Dataset, duplicates: bool = True) -> TaskRepor
       name: dict(collections.Counter(dataset.column(name).tolist()).most_common())
       for name in ("phase", "policy_mode", "control", "teacher_id")
     },
-    bytes_per_step=num_bytes / max(1, int(stored.column("episode_length").sum())),
+    bytes_per_step=num_bytes / int((stored.column("episode_length") + 1).sum()),
     raw_bytes=sum(_num_bytes(field) for field in dataset.schema.fields),
     duplicates=duplicate_rate(dataset) if duplicates else None,
     dropped=dataset.dropped,

@@ -11,7 +11,7 @@ import numpy as np
 
 from podracer import evaluation
 
-from . import layout
+from . import files, layout
 
 RANDOM = "random"
 EXPERT = "expert"
@@ -44,6 +44,7 @@ def read(root: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
 
 def write(root: str | os.PathLike[str], task: str, scores: dict[str, dict[str, Any]]) -> None:
   """Writes scores of a task, in place of those of the same players."""
-  everything = read(root)
-  everything[task] = {**everything.get(task, {}), **scores}
-  layout.write_json(pathlib.Path(root) / layout.SCORES, everything)
+  with files.lock(pathlib.Path(root) / f".{layout.SCORES}.lock", wait=True):
+    everything = read(root)
+    everything[task] = {**everything.get(task, {}), **scores}
+    layout.write_json(pathlib.Path(root) / layout.SCORES, everything)

@@ -20,6 +20,9 @@ from . import files, layout
 OPTIONS = "group_size:1,zstd:1"
 # What array_record holds back before it writes to the file.
 _BUFFER_BYTES = 16 << 20
+_STAT_BYTES = 1 << 20
+# Their metadata waits in memory for the manifest: some 2 kB each.
+MAX_EPISODES = 10_000
 
 
 def array_record() -> Any:
@@ -54,6 +57,7 @@ class Shard:
     self._began = time.monotonic()
     self._num_records = 0
     self._num_bytes = 0  # Of the records, before they are compressed.
+    self._stat_at = 0
     self._rows: list[dict[str, Any]] = []
     self._file = array_record().ArrayRecordWriter(str(self._tmp), OPTIONS)
 
@@ -77,8 +81,11 @@ class Shard:
 
   def is_due(self, num_bytes: int, seconds: float) -> bool:
     """Returns whether the shard is large or old enough to be committed."""
-    if time.monotonic() - self._began >= seconds:
+    if time.monotonic() - self._began >= seconds or len(self._rows) >= MAX_EPISODES:
       return True
+    if self._num_bytes < self._stat_at:
+      return False
+    self._stat_at = self._num_bytes + min(_STAT_BYTES, num_bytes // 16)
     return self._tmp.stat().st_size + min(self._num_bytes, _BUFFER_BYTES) >= num_bytes
 
   def commit(self) -> None:

@@ -42,6 +42,8 @@ def finalise(root: layout.Path) -> None:
   """
   tasks = layout.tasks(root)
   config.check(bool(tasks), f"{root} holds no recorded task")
+  tasks = [task for task in tasks if layout.manifest_paths(layout.task_dir(root, task))]
+  config.check(bool(tasks), f"{root} holds no committed episode yet")
   for task in tasks:
     folder = layout.task_dir(root, task)
     with files.lock(folder / layout.SHARDS / "finalise.lock", wait=True):

@@ -88,7 +88,7 @@ class Summary(NamedTuple):
 
   def __str__(self) -> str:
     return (
-      f"{self.out}: {self.episodes} episodes of {len(self.tasks)} tasks, {self.steps} steps, "
+      f"{self.out}: {self.episodes:,} episodes of {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}, {self.steps:,} steps, "
       f"{self.num_bytes / 1e6:.1f} MB; read it with {self.reader}"
     )
 

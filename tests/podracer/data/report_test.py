@@ -25,7 +25,7 @@ def test_sizes_are_those_of_all_episodes(dataset):
   (shard,) = (dataset.folder / "shards").glob("*.array_record")
   for view in (dataset, dataset.filter("min_return", value=3)):
     described = report.describe(view)
-    assert described.bytes_per_step == shard.stat().st_size / 909
+    assert described.bytes_per_step == shard.stat().st_size / 913
     # 12 of the picture, 4 of each action, reward and discount, 2 * 2 of logits, 3 of flags.
     assert described.raw_bytes == 12 + 3 * 4 + 4 + 3
   assert (described.num_episodes, described.num_total, described.num_steps) == (1, 4, 300)
