@@ -47,15 +47,18 @@ def parse(cls: Any, program: str, args: Sequence[str], default: Any = None) -> A
 
 
 @contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-  """Turns what a disk or a path refuses into one line: it is no fault of the program."""
+def disk_errors(path: str) -> Iterator[None]:
+  """Turns what a disk or a path refuses into one line: it is no fault of the program.
+
+  Args:
+    path: named where the error itself names none.
+  """
   try:
     yield
   except OSError as error:
     if isinstance(error, report.RunError):
       raise
-    text = error.strerror or str(error)
-    raise report.RunError(f"{error.filename}: {text}" if error.filename else text) from error
+    raise report.RunError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
 def check_writable(name: str, directory: str) -> None:

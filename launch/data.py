@@ -170,7 +170,7 @@ def main(args: Sequence[str]) -> None:
     print(_help())
     sys.exit(0)
   action, wanted = parse(args)
-  with command_line.disk_errors():
+  with command_line.disk_errors(f"podracer data {args[0]}"):
     action.run(wanted)
 
 

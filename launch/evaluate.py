@@ -51,8 +51,10 @@ def main(args: Sequence[str]) -> None:
   )
   result = evaluate(loaded.params(wanted.seed_index), jax.random.key(wanted.seed))
   assert result is not None  # Nothing asked it to stop.
-  run_files.write_evaluation(wanted.workdir, loaded.env_steps, result.summary())
+  # Said first: a disk that is full does not lose what was found.
   print(f"{loaded.experiment.env} after {loaded.env_steps:,} environment steps")
   print(run.evaluation_line(result.summary()))
   if result.num_cut:
     print(f"{result.num_cut} episodes did not end by themselves and were cut")
+  with command_line.disk_errors(wanted.workdir):
+    run_files.write_evaluation(wanted.workdir, loaded.env_steps, result.summary())

@@ -71,7 +71,7 @@ def main(args: Sequence[str]) -> None:
     f"seed_index must be 0 .. {saved.num_seeds - 1}, got {wanted.seed_index}",
   )
   command_line.check_writable("out", wanted.directory())
-  with interrupts.Interrupts() as signals, command_line.disk_errors():
+  with interrupts.Interrupts() as signals, command_line.disk_errors(wanted.directory()):
     from . import host
 
     devices = host.start_jax(saved.num_devices, saved.machine.preferred_devices)

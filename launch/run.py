@@ -11,7 +11,16 @@ from absl import logging
 
 from podracer import checkpoint, evaluation, host_environment, metrics
 
-from . import display, experiment, expert_data, host, interrupts, run_files, search_cost
+from . import (
+  command_line,
+  display,
+  experiment,
+  expert_data,
+  host,
+  interrupts,
+  run_files,
+  search_cost,
+)
 
 Experiment = experiment.ExperimentConfig[Any, Any]
 EVALUATION_STREAM = 1
@@ -55,10 +64,11 @@ class _Run:
       num_episodes=wanted.evaluate_episodes,
       greedy=wanted.evaluate_mode == "greedy",
     )
-    experiment.write(self.experiment)
-    self.checkpointer = checkpoint.Checkpointer(
-      pathlib.Path(wanted.workdir) / "checkpoints", max_to_keep=wanted.max_checkpoints
-    )
+    with command_line.disk_errors(wanted.workdir):
+      experiment.write(self.experiment)
+      self.checkpointer = checkpoint.Checkpointer(
+        pathlib.Path(wanted.workdir) / "checkpoints", max_to_keep=wanted.max_checkpoints
+      )
 
   def train(self) -> int:
     """See `run`."""

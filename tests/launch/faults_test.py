@@ -271,6 +271,24 @@ def limit_file_size(num_bytes):
   return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
+def test_a_full_disk_at_the_beginning_is_one_line(make_run):
+  run = make_run()
+  code, _, err = run.train(preexec_fn=limit_file_size(1000))
+  assert code == 1 and err.count("\n") == 1 and "run: File too large" in err, err
+  assert not [path for path in run.workdir.rglob("*") if path.is_file()]
+
+
+def test_an_evaluation_that_cannot_be_written_is_said_and_one_line(make_run, finished):
+  run = make_run()
+  shutil.copytree(finished.workdir, run.workdir)
+  before = run.evaluation()
+  (run.workdir / ".evaluation.json.partial").mkdir()
+  code, out, err = run.command("evaluate", "--workdir=run", "--episodes=8")
+  assert code == 1 and err.count("\n") == 1 and "evaluation.json" in err, err
+  assert "evaluation (greedy, 8 whole episodes)" in out
+  assert run.evaluation() == before
+
+
 def test_a_full_disk_does_not_end_training(make_run, finished):
   run = make_run()
   # Room for config.json and nothing else.
