@@ -297,6 +297,16 @@ def check_killed(root, num_kills, signal):
     assert_same(found[episode_id], module.make_episode(writer_id, int(number)))
   store.finalise(root)
   assert store.verify(root) == []
+  # The stock readers find each of them, and once.
+  import grain
+  import tensorflow_datasets as tfds
+
+  folder = layout.task_dir(root, "toy")
+  source = tfds.builder_from_directory(folder).as_data_source()["train"]
+  names = [record["episode_id"].decode() for record in source if record["segment_index"] == 0]
+  assert sorted(names) == sorted(found)
+  paths = sorted(str(path) for path in folder.glob("toy-train*"))
+  assert len(grain.sources.ArrayRecordDataSource(paths)) == len(source)
 
 
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
