@@ -15,7 +15,7 @@ import numpy as np
 from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import environment as environment_lib
-from podracer import episodes, learner, report, types
+from podracer import episodes, learner, report, sharding, types
 
 from . import config, rollout
 
@@ -126,15 +126,16 @@ class Anakin:
     self._updates_per_call = machine_config.resolved_updates_per_call(num_env_steps)
     seeds = (None,) if num_seeds > 1 else ()
     sharded: Any = P(*seeds, AXIS)
-    self._specs = AnakinState(learner.state_specs(AXIS, *seeds), actor=sharded, key=sharded)
+    specs = AnakinState(learner.state_specs(AXIS, *seeds), actor=sharded, key=sharded)
+    self._shardings = sharding.on_mesh(self.mesh, specs)
     body = self._updates if num_seeds == 1 else jax.vmap(self._updates, in_axes=(0, None))
     # check_vma=False: see `learner`; V-trace's scan does not trace under True either.
     self._advance = jax.jit(
       jax.shard_map(
         body,
         mesh=self.mesh,
-        in_specs=(self._specs, P()),
-        out_specs=(self._specs, CallTotals(P(), P(), P(), P(*seeds, None, None, AXIS))),  # type: ignore[arg-type]
+        in_specs=(specs, P()),
+        out_specs=(specs, CallTotals(P(), P(), P(), P(*seeds, None, None, AXIS))),  # type: ignore[arg-type]
         check_vma=False,
       ),
       donate_argnums=0,
@@ -143,34 +144,23 @@ class Anakin:
 
   def init(self, seed: int) -> AnakinState:
     """Returns the state at the beginning of a run, on its devices."""
-    shardings = jax.tree.map(
-      lambda spec: jax.sharding.NamedSharding(self.mesh, spec),
-      self._specs,
-      is_leaf=lambda x: isinstance(x, P),
-    )
-    return jax.jit(self._init, out_shardings=shardings)(self._seeds(seed))
+    return jax.jit(self._init, out_shardings=self._shardings)(self._seeds(seed))
 
   def abstract_state(self) -> AnakinState:
     """Returns shapes, dtypes and shardings of the state, for a checkpoint to be restored onto."""
-    shapes = jax.eval_shape(self._init, self._seeds(0))
-
-    def with_sharding(spec: P, tree: Any) -> Any:
-      sharding = jax.sharding.NamedSharding(self.mesh, spec)
-      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-    return jax.tree.map(with_sharding, self._specs, shapes, is_leaf=lambda x: isinstance(x, P))
+    state: AnakinState = sharding.abstract(
+      jax.eval_shape(self._init, self._seeds(0)), self._shardings
+    )
+    return state
 
   def to_checkpoint(self, state: AnakinState) -> dict[str, Any]:
-    """Returns a state as the items of a checkpoint; `params` by themselves, for whoever only acts."""
-    return {
-      "params": state.learner.params,
-      "state": state._replace(learner=state.learner._replace(params=None)),
-    }
+    """See `sharding.to_checkpoint`."""
+    return sharding.to_checkpoint(state)
 
   def from_checkpoint(self, items: dict[str, Any]) -> AnakinState:
     """Returns the state of which `to_checkpoint` made the items."""
-    state: AnakinState = items["state"]
-    return state._replace(learner=state.learner._replace(params=items["params"]))
+    state: AnakinState = sharding.from_checkpoint(items)
+    return state
 
   def compile(self, state: AnakinState) -> None:
     """Compiles the program ahead of the first call; does nothing the second time."""
@@ -192,15 +182,11 @@ class Anakin:
     return self._compiled(self._placed(state), jnp.asarray(num_updates, jnp.int32))
 
   def _placed(self, state: AnakinState) -> AnakinState:
-    """Returns the state sharded as it was compiled for: of arrays without elements JAX forgets it."""
+    """Returns the state sharded as the program wants it."""
     if self.mesh.size == 1:
       return state
-
-    def place(spec: P, tree: Any) -> Any:
-      sharding = jax.sharding.NamedSharding(self.mesh, spec)
-      return jax.tree.map(lambda x: x if x.size else jax.device_put(x, sharding), tree)
-
-    return jax.tree.map(place, self._specs, state, is_leaf=lambda x: isinstance(x, P))
+    placed: AnakinState = sharding.place_empty(state, self._shardings)
+    return placed
 
   def _seeds(self, seed: int) -> np.ndarray:
     seeds = np.arange(seed, seed + self.num_seeds, dtype=np.uint32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import learner, types
+from podracer import learner, sharding, types
 
 AXIS = "learners"
 P = jax.sharding.PartitionSpec
@@ -58,9 +58,7 @@ class ShardedLearner:
     learner.check_memory(self.replay_bytes, devices)
     specs = learner.state_specs(AXIS)
     replicated: Any = P()
-    self._shardings = jax.tree.map(
-      lambda spec: jax.sharding.NamedSharding(self.mesh, spec), SebulbaState(specs, replicated)
-    )
+    self._shardings = sharding.on_mesh(self.mesh, SebulbaState(specs, replicated))
     rest: Any = specs._replace(params=None)
     time_major: Any = P(None, AXIS)
     trajectory: Any = types.Trajectory(time_major, time_major, P(AXIS))
@@ -86,11 +84,8 @@ class ShardedLearner:
   def abstract_state(self) -> SebulbaState:
     """Returns shapes, dtypes and shardings of the state, for a checkpoint to be restored onto."""
     shapes = jax.eval_shape(self._init, jnp.zeros((), jnp.uint32))
-
-    def with_sharding(sharding: jax.sharding.NamedSharding, tree: Any) -> Any:
-      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-    return jax.tree.map(with_sharding, self._shardings, shapes)
+    state: SebulbaState = sharding.abstract(shapes, self._shardings)
+    return state
 
   def actor_keys(self, state: SebulbaState, num_actors: int) -> types.Key:
     """Returns the keys of the actors, `[num_actors]`."""
@@ -159,10 +154,10 @@ class ShardedLearner:
 
   def _join(self, axis: int, *shards: jax.Array) -> jax.Array:
     """Returns arrays of one device each as one array over all of them, along `axis`."""
-    sharding = jax.sharding.NamedSharding(self.mesh, P(*[None] * axis, AXIS))
+    along = jax.sharding.NamedSharding(self.mesh, P(*[None] * axis, AXIS))
     shape = list(shards[0].shape)
     shape[axis] *= len(shards)
-    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, list(shards))
+    return jax.make_array_from_single_device_arrays(tuple(shape), along, list(shards))
 
 
 def _side_by_side(trajectories: list[types.Trajectory]) -> types.Trajectory:

@@ -13,7 +13,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import host_environment, learner, report, types
+from podracer import host_environment, learner, report, sharding, types
 
 from . import actor, async_collector, clock, config, inference, stages
 from . import learner as learner_lib
@@ -112,16 +112,13 @@ class Sebulba:
     return self.learner.abstract_state()
 
   def to_checkpoint(self, state: learner_lib.SebulbaState) -> dict[str, Any]:
-    """Returns a state as the items of a checkpoint; `params` by themselves, for whoever only acts."""
-    return {
-      "params": state.learner.params,
-      "state": state._replace(learner=state.learner._replace(params=None)),
-    }
+    """See `sharding.to_checkpoint`."""
+    return sharding.to_checkpoint(state)
 
   def from_checkpoint(self, items: dict[str, Any]) -> learner_lib.SebulbaState:
     """Returns the state of which `to_checkpoint` made the items."""
-    state: learner_lib.SebulbaState = items["state"]
-    return state._replace(learner=state.learner._replace(params=items["params"]))
+    state: learner_lib.SebulbaState = sharding.from_checkpoint(items)
+    return state
 
 
 def make_machine(

@@ -32,7 +32,7 @@ import podracer.data
 
 collection = podracer.data.open("<this directory>")
 dataset = collection["{task}"].filter("norm80")  # a view: nothing is deleted
-episode = dataset.episode(0)                     # steps: field -> [T+1, ...]
+episode = dataset.episode(0)  # steps: field -> [T+1, ...]
 ```
 
 `tfds.builder_from_directory("<this directory>/{task}/{version}").as_data_source()` reads the same files, with or
