@@ -145,65 +145,28 @@ class _Recording:
 
   def run(self, signals: interrupts.Interrupts) -> bool:
     """Records; returns False where a signal ended it before."""
-    import jax
-
-    from podracer.data import recorder
-
-    from . import expert_data
-
     wanted, saved = self.wanted, self.loaded.experiment
     num_slots = self._num_slots()
-    there = self._committed(num_slots)
+    there = self._committed()
+    num_there = sum(there)
     print(
       f"recording {saved.agent} in {saved.env} ({self.metadata['policy_mode']}) into {self.out}"
-      + (f"; {sum(there):,} of {wanted.episodes:,} episodes are there" if any(there) else "")
+      + (f"; {num_there:,} of {wanted.episodes:,} episodes are there" if num_there else "")
     )
-    if sum(there) >= wanted.episodes:
+    if num_there >= wanted.episodes:
       print("nothing to do: more with --episodes, others with --seed")
-    quotas = [
-      max(0, wanted.episodes // num_slots + (i < wanted.episodes % num_slots) - there[i])
+    quotas = {
+      i: wanted.episodes // num_slots + (i < wanted.episodes % num_slots) - there[i]
       for i in range(num_slots)
-    ]
-    playing = [i for i in range(num_slots) if quotas[i] > 0]
-    if playing:
-      module = importlib.import_module(
-        f"{experiment.ARCHITECTURES[saved.architecture][0].rpartition('.')[0]}.recording"
-      )
-      # What is over and above only fills the shares of threads or devices: nothing is wanted of it.
-      num_idle = module.num_slots(saved.machine, len(playing), len(self.devices)) - len(playing)
-      playing += range(num_slots, num_slots + num_idle)
-      there, quotas = [*there, *[0] * num_idle], [*quotas, *[0] * num_idle]
-      slots = [
-        recorder.Slot(i, expert_data.environment_seed(wanted.seed, i, there[i]), there[i])
-        for i in playing
-      ]
-      unrolls = module.unrolls(
-        self.loaded.agent,
-        self.loaded.environment,
-        self.params,
-        dataclasses.replace(
-          saved.machine, unroll_length=max(MIN_UNROLL_LENGTH, saved.machine.unroll_length)
-        ),
-        seeds=[slot.seed for slot in slots],
-        key=jax.random.fold_in(jax.random.key(wanted.seed), sum(there)),
-        explore=wanted.mode == "sample",
-        devices=self.devices,
-      )
-      writing = recorder.Recorder(
-        self.writer,
-        self.metadata,
-        slots,
-        name=self._name,
-        quotas=[quotas[i] for i in playing],
-        frame_stack=self.frame_stack,
-      )
+    }
+    quotas = {i: quota for i, quota in quotas.items() if quota > 0}
+    if quotas:
       try:
-        self._play(unrolls, writing, sum(there), signals)
+        is_done = self._play(quotas, there, signals)
       finally:
-        unrolls.close()
         self.writer.close()
-      if not writing.is_done:
-        if self._committed(num_slots) != there[:num_slots]:
+      if not is_done:
+        if sum(self._committed()):
           self._finalise()
         print("stopped: the same command goes on from here")
         return False
@@ -219,8 +182,55 @@ class _Recording:
     return True
 
   def _play(
+    self, quotas: dict[int, int], there: Sequence[int], signals: interrupts.Interrupts
+  ) -> bool:
+    """Plays as many episodes of each slot; returns False where a signal ended it before."""
+    import jax
+
+    from podracer.data import recorder
+
+    from . import expert_data
+
+    wanted, saved = self.wanted, self.loaded.experiment
+    module = importlib.import_module(
+      f"{experiment.ARCHITECTURES[saved.architecture][0].rpartition('.')[0]}.recording"
+    )
+    # What is over and above only fills the shares of threads or devices: nothing is wanted of it.
+    size = module.num_slots(saved.machine, len(quotas), len(self.devices))
+    idle = range(len(there), len(there) + size - len(quotas))
+    numbers = {**{i: there[i] for i in quotas}, **dict.fromkeys(idle, 0)}
+    slots = [
+      recorder.Slot(i, expert_data.environment_seed(wanted.seed, i, number), number)
+      for i, number in numbers.items()
+    ]
+    writing = recorder.Recorder(
+      self.writer,
+      self.metadata,
+      slots,
+      name=self._name,
+      quotas=[quotas.get(slot.slot, 0) for slot in slots],
+      frame_stack=self.frame_stack,
+    )
+    unrolls = module.unrolls(
+      self.loaded.agent,
+      self.loaded.environment,
+      self.params,
+      dataclasses.replace(
+        saved.machine, unroll_length=max(MIN_UNROLL_LENGTH, saved.machine.unroll_length)
+      ),
+      seeds=[slot.seed for slot in slots],
+      key=jax.random.fold_in(jax.random.key(wanted.seed), sum(there)),
+      explore=wanted.mode == "sample",
+      devices=self.devices,
+    )
+    with contextlib.closing(unrolls):
+      self._take(unrolls, writing, sum(there), signals)
+    return writing.is_done
+
+  def _take(
     self, unrolls: Iterator[Any], writing: Any, there: int, signals: interrupts.Interrupts
   ) -> None:
+    """Takes unrolls until all episodes are there, and says how far it is."""
     begin = last = time.perf_counter()
     num_played = 0
     for first_slot, trajectory in unrolls:
@@ -262,11 +272,11 @@ class _Recording:
   def _name(self, slot: Any, found: Any) -> str:
     return f"{self._prefix()}-{slot.slot:05d}-{slot.number + found.number:06d}"
 
-  def _committed(self, num_slots: int) -> list[int]:
+  def _committed(self) -> list[int]:
     """Returns how many episodes of this recording each slot has."""
     from podracer.data import layout
 
-    counts = [0] * num_slots
+    counts = [0] * self._num_slots()
     for manifest in layout.read_manifests(layout.task_dir(self.out, self.task)):
       for row in manifest.episodes:
         if row["episode_id"].startswith(f"{self._prefix()}-"):
