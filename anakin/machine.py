@@ -128,6 +128,8 @@ class Anakin:
     sharded: Any = P(*seeds, AXIS)
     specs = AnakinState(learner.state_specs(AXIS, *seeds), actor=sharded, key=sharded)
     self._shardings = sharding.on_mesh(self.mesh, specs)
+    replicated: Any = P()
+    recorded: Any = P(*seeds, None, None, AXIS)
     body = self._updates if num_seeds == 1 else jax.vmap(self._updates, in_axes=(0, None))
     # check_vma=False: see `learner`; V-trace's scan does not trace under True either.
     self._advance = jax.jit(
@@ -135,7 +137,7 @@ class Anakin:
         body,
         mesh=self.mesh,
         in_specs=(specs, P()),
-        out_specs=(specs, CallTotals(P(), P(), P(), P(*seeds, None, None, AXIS))),  # type: ignore[arg-type]
+        out_specs=(specs, CallTotals(replicated, replicated, replicated, recorded)),
         check_vma=False,
       ),
       donate_argnums=0,

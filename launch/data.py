@@ -127,10 +127,9 @@ def _verify(wanted: VerifyConfig) -> None:
 
 
 def _finalise(wanted: FinaliseConfig) -> None:
-  from podracer.data import card, store
+  from podracer.data import card
 
-  store.finalise(wanted.directory)
-  card.write(wanted.directory)
+  card.finalise(wanted.directory)
   print(f"finalised {wanted.directory}")
 
 

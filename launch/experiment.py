@@ -188,10 +188,10 @@ def make_machine(
   )
 
 
-def machine_module(architecture: str) -> Any:
-  """Returns the module of a machine, with its `make_machine` and `run`."""
+def machine_module(architecture: str, name: str = "machine") -> Any:
+  """Returns a module of a machine: `machine`, with its `make_machine` and `run`, or `recording`."""
   package = ARCHITECTURES[architecture][0].rpartition(".")[0]
-  return importlib.import_module(f"{package}.machine")
+  return importlib.import_module(f"{package}.{name}")
 
 
 def merge_options(defaults: tuple[str, ...], options: tuple[str, ...]) -> tuple[str, ...]:
@@ -311,14 +311,17 @@ def write(experiment: ExperimentConfig[Any, Any]) -> None:
 
 def identity(experiment: ExperimentConfig[Any, Any]) -> dict[str, Any]:
   """Returns the JSON values of a run that stay the same wherever it goes on."""
-  may_change = {f.name for f in dataclasses.fields(ExperimentConfig) if f.metadata == MAY_CHANGE}
-  values = to_json(experiment)
-  return {name: value for name, value in values.items() if name not in may_change}
+  may_change = _may_change()
+  return {name: value for name, value in to_json(experiment).items() if name not in may_change}
+
+
+def _may_change() -> set[str]:
+  return {f.name for f in dataclasses.fields(ExperimentConfig) if f.metadata == MAY_CHANGE}
 
 
 def differences(saved: ExperimentConfig[Any, Any], wanted: ExperimentConfig[Any, Any]) -> list[str]:
   """Returns `name: saved -> wanted` for each field that may not change when a run is resumed."""
-  may_change = {f.name for f in dataclasses.fields(ExperimentConfig) if f.metadata == MAY_CHANGE}
+  may_change = _may_change()
   # A linear schedule runs over the whole run: another length is another schedule.
   if saved.config.learning_rate_schedule != "constant":
     may_change.discard("num_env_steps")

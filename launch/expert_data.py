@@ -52,7 +52,7 @@ class TrainingRecorder:
       background=True,
     )
     tick = updates * saved.machine.unroll_length
-    seen = self._history_lengths(tick)
+    seen = self._history_lengths(tick) if saved.record_histories else {}
 
     def make_slot(number: int) -> recorder.Slot:
       history_id = f"{task}-{self._name}-{number:05d}" if saved.record_histories else ""
@@ -106,17 +106,11 @@ class TrainingRecorder:
   def close(self) -> None:
     """Commits, and makes the collection one that readers open."""
     self._writer.close()
-    if layout.read_manifests(layout.task_dir(self.out, self._task)):
-      data.finalise(self.out)
-      card.write(self.out)
+    if layout.manifest_paths(layout.task_dir(self.out, self._task)):
+      card.finalise(self.out)
 
   def _episode_name(self, slot: recorder.Slot, found: collector.Collected) -> str:
     return f"{self._task}-{self._name}-train-{slot.slot:05d}-{found.first_tick:09d}"
-
-
-def environment_seed(seed: int, slot: int, number: int) -> int:
-  """Returns the seed of a slot's environment that begins with its episode `number`."""
-  return int(np.random.SeedSequence([seed, slot, number]).generate_state(1)[0]) & 0x7FFFFFFF
 
 
 def make_metadata(

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -145,6 +144,8 @@ class _Recording:
 
   def run(self, signals: interrupts.Interrupts) -> bool:
     """Records; returns False where a signal ended it before."""
+    from podracer.data import card
+
     wanted, saved = self.wanted, self.loaded.experiment
     num_slots = self._num_slots()
     there = self._committed()
@@ -167,11 +168,11 @@ class _Recording:
         self.writer.close()
       if not is_done:
         if sum(self._committed()):
-          self._finalise()
+          card.finalise(self.out)
         print("stopped: the same command goes on from here")
         return False
     is_scored = self._score(signals)
-    self._finalise()
+    card.finalise(self.out)
     if not is_scored:
       print("stopped: the same command measures the scores")
       return False
@@ -187,20 +188,17 @@ class _Recording:
     """Plays as many episodes of each slot; returns False where a signal ended it before."""
     import jax
 
+    from podracer import host_environment
     from podracer.data import recorder
 
-    from . import expert_data
-
     wanted, saved = self.wanted, self.loaded.experiment
-    module = importlib.import_module(
-      f"{experiment.ARCHITECTURES[saved.architecture][0].rpartition('.')[0]}.recording"
-    )
+    module = experiment.machine_module(saved.architecture, "recording")
     # What is over and above only fills the shares of threads or devices: nothing is wanted of it.
     size = module.num_slots(saved.machine, len(quotas), len(self.devices))
     idle = range(len(there), len(there) + size - len(quotas))
     numbers = {**{i: there[i] for i in quotas}, **dict.fromkeys(idle, 0)}
     slots = [
-      recorder.Slot(i, expert_data.environment_seed(wanted.seed, i, number), number)
+      recorder.Slot(i, host_environment.make_seeds(wanted.seed, 1, i, number)[0], number)
       for i, number in numbers.items()
     ]
     writing = recorder.Recorder(
@@ -247,12 +245,6 @@ class _Recording:
         print(f"{text}  playing {num_played / (now - begin):,.0f} steps/s", flush=True)
       if writing.is_done or signals.requested:
         return
-
-  def _finalise(self) -> None:
-    from podracer.data import card, store
-
-    store.finalise(self.out)
-    card.write(self.out)
 
   def _num_slots(self) -> int:
     return self.wanted.environments or self.loaded.experiment.machine.num_environments

@@ -108,9 +108,11 @@ class HostFactory(NamedTuple):
   frame_stack: int = 1
 
 
-def make_seeds(seed: int, num_environments: int, stream: int = 0) -> list[int]:
+def make_seeds(seed: int, num_environments: int, *stream: int) -> list[int]:
   """Returns seeds of environments, below 2^31, that differ between streams of one run."""
-  words = np.random.SeedSequence([seed, stream]).generate_state(num_environments, np.uint32)
+  words = np.random.SeedSequence([seed, *(stream or (0,))]).generate_state(
+    num_environments, np.uint32
+  )
   return [int(word) & 0x7FFFFFFF for word in words]
 
 

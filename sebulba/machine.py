@@ -231,7 +231,7 @@ def run(
   keys = machine.learner.actor_keys(state, len(machine.topology.actors))
   # The environments of a resumed run begin anew, and not as the run itself began.
   num_environments = machine.topology.environments_per_actor * len(machine.topology.actors)
-  seeds = host_environment.make_seeds(seed, num_environments, stream=counts.updates)
+  seeds = host_environment.make_seeds(seed, num_environments, counts.updates)
   try:
     threads.start(state.learner.params, keys, counts.updates, seeds)
     yield from _learn(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from . import layout, schema, scores
+from . import layout, schema, scores, store
 
 _CARD = """\
 ---
@@ -46,6 +46,12 @@ has the final observation only. It was truncated where `is_last` and not `is_ter
 
 {fields}
 """
+
+
+def finalise(root: str | os.PathLike[str]) -> None:
+  """Makes a collection readable, see `store.finalise`, and writes its card."""
+  store.finalise(root)
+  write(root)
 
 
 def write(root: str | os.PathLike[str]) -> None:

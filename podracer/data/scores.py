@@ -15,7 +15,6 @@ from . import files, layout
 
 RANDOM = "random"
 EXPERT = "expert"
-HUMAN = "human"
 
 
 def make_score(result: evaluation.EvaluationResult, seed: int, **about: Any) -> dict[str, Any]:

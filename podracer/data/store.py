@@ -44,31 +44,30 @@ def finalise(root: layout.Path) -> None:
   config.check(bool(tasks), f"{root} holds no recorded task")
   tasks = [task for task in tasks if layout.manifest_paths(layout.task_dir(root, task))]
   config.check(bool(tasks), f"{root} holds no committed episode yet")
+  described = {}
   for task in tasks:
     folder = layout.task_dir(root, task)
     with files.lock(folder / layout.SHARDS / "finalise.lock", wait=True):
-      _finalise_task(folder, task)
-  layout.write_json(pathlib.Path(root) / layout.COLLECTION, _describe(root, tasks))
+      described[task] = _describe(_finalise_task(folder, task))
+  collection = {"format_version": layout.VERSION, "tasks": described}
+  layout.write_json(pathlib.Path(root) / layout.COLLECTION, collection)
 
 
-def _describe(root: layout.Path, tasks: Sequence[str]) -> dict[str, Any]:
-  """Returns collection.json: what each task has, for whoever lists collections without opening them."""
-  described = {}
-  for task in tasks:
-    manifests = layout.read_manifests(layout.task_dir(root, task))
-    episodes = [row for manifest in manifests for row in manifest.episodes]
-    described[task] = {
-      "episodes": len(episodes),
-      "steps": sum(row["episode_length"] for row in episodes),
-      "shards": len(manifests),
-      "bytes": sum(manifest.num_bytes for manifest in manifests),
-      "env_ids": sorted({row["env_id"] for row in episodes}),
-      "teachers": sorted({row["teacher_id"] for row in episodes}),
-    }
-  return {"format_version": layout.VERSION, "tasks": described}
+def _describe(manifests: Sequence[layout.Manifest]) -> dict[str, Any]:
+  """Returns what collection.json tells of a task, for whoever lists collections without opening them."""
+  episodes = [row for manifest in manifests for row in manifest.episodes]
+  return {
+    "episodes": len(episodes),
+    "steps": sum(row["episode_length"] for row in episodes),
+    "shards": len(manifests),
+    "bytes": sum(manifest.num_bytes for manifest in manifests),
+    "env_ids": sorted({row["env_id"] for row in episodes}),
+    "teachers": sorted({row["teacher_id"] for row in episodes}),
+  }
 
 
-def _finalise_task(folder: pathlib.Path, task: str) -> None:
+def _finalise_task(folder: pathlib.Path, task: str) -> list[layout.Manifest]:
+  """Finalises a task and returns the manifests of which it now consists."""
   manifests = layout.read_manifests(folder)
   schema = layout.read_schema(folder)
   _check_ids((manifest.shard, manifest) for manifest in manifests)
@@ -84,6 +83,7 @@ def _finalise_task(folder: pathlib.Path, task: str) -> None:
   for path in folder.iterdir():
     if path.name not in names and (_is_link(path, task) or files.is_tmp(path)):
       path.unlink()
+  return manifests
 
 
 def _is_link(path: pathlib.Path, task: str) -> bool:

@@ -87,8 +87,9 @@ class Summary(NamedTuple):
   reader: str
 
   def __str__(self) -> str:
+    plural = "s" if len(self.tasks) > 1 else ""
     return (
-      f"{self.out}: {self.episodes:,} episodes of {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}, {self.steps:,} steps, "
+      f"{self.out}: {self.episodes:,} episodes of {len(self.tasks)} task{plural}, {self.steps:,} steps, "
       f"{self.num_bytes / 1e6:.1f} MB; read it with {self.reader}"
     )
 
