@@ -30,7 +30,7 @@ EXPORTS = {
   "minari": ["minari[hdf5]>=0.5.4", "pillow"],
   "hdf5": ["h5py"],
 }
-DATA = sorted({"grain>=0.2.12", *(need for needs in EXPORTS.values() for need in needs)})
+DATA = sorted({need for needs in EXPORTS.values() for need in needs})
 ENVIRONMENTS = sorted({requirement for needs in SUITES.values() for requirement in needs})
 
 setuptools.setup(
@@ -66,6 +66,7 @@ setuptools.setup(
     "matplotlib",
     "numpy>=2",
     "optax>=0.2.8",
+    "grain>=0.2.12; platform_system != 'Windows'",
     "protobuf>=5",
     "pyarrow>=18",
     "orbax-checkpoint>=0.11.20",

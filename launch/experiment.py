@@ -48,6 +48,7 @@ AGENTS = {
 ARCHITECTURES = {
   "anakin": ("podracer.anakin.config", "AnakinConfig"),
   "sebulba": ("podracer.sebulba.config", "SebulbaConfig"),
+  "offline": ("podracer.offline.config", "OfflineConfig"),
 }
 
 CONFIG_FILE = "config.json"

@@ -107,6 +107,10 @@ class LearnerConfig:
     """Raises InputError where unrolls of this many steps can't be learnt from."""
     del unroll_length
 
+  def recorded_fields(self) -> tuple[str, ...]:
+    """Returns the fields of recorded steps, beside those of every step, that the agent learns from."""
+    return ()
+
   def warnings(self) -> tuple[str, ...]:
     """Returns a line for each setting that is allowed, and known to be slow or to learn badly."""
     return ()

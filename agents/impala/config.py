@@ -53,3 +53,7 @@ class ImpalaConfig(config.LearnerConfig):
       self.entropy == "fixed" or self.entropy_cost > 0,
       "entropy_cost must be above 0 where entropy is adaptive, got 0",
     )
+
+  def recorded_fields(self) -> tuple[str, ...]:
+    """See `LearnerConfig`: V-trace needs the behaviour policy."""
+    return ("behaviour_log_prob",)

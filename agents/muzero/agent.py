@@ -318,11 +318,12 @@ def _diagnostics(
     "search/entropy": mean(entropy),
     "search/value_error": mean(jnp.abs(acted.search_value - returns)),
     "search/value_mean": mean(acted.search_value),
-    "search/depth": mean(acted.search_depth),
     "loss/value_error": mean(error),
     "loss/masked_fraction": 1.0 - jnp.mean(targets.value_mask),
     "loss/masked_policy_fraction": 1.0 - jnp.mean(targets.policy_mask),
   }
+  if acted.search_depth is not None:  # Recorded data has none.
+    metrics["search/depth"] = mean(acted.search_depth)
   return metrics, jnp.mean(error.reshape(shape), axis=0)
 
 

@@ -148,6 +148,10 @@ class MuZeroConfig(config.ReplayLearnerConfig):
       "unroll (--unroll_length)",
     )
 
+  def recorded_fields(self) -> tuple[str, ...]:
+    """See `LearnerConfig`: the policy learns from searches."""
+    return ("search_visits", "search_value")
+
   def warnings(self) -> tuple[str, ...]:
     """Returns a line for each setting that is known to be slow."""
     lines = []

@@ -19,8 +19,17 @@ def stack(frames: np.ndarray, num_frames: int, new_axis: bool = False) -> np.nda
     `[T, num_frames * C, H, W]` for pictures with channels, else `[T, num_frames, ...]`.
   """
   index = np.arange(len(frames))[:, None] + np.arange(1 - num_frames, 1)
-  stacked = frames[np.maximum(index, 0)]
-  if frames.ndim == 4 and not new_axis:
-    # [T, N, C, H, W] -> [T, N*C, H, W]
-    stacked = stacked.reshape(len(frames), -1, *frames.shape[2:])
-  return stacked
+  return merge_channels(frames[np.maximum(index, 0)][None], new_axis)[0]
+
+
+def merge_channels(stacked: np.ndarray, new_axis: bool) -> np.ndarray:
+  """Joins the axis of frames and that of the channels of pictures that have channels.
+
+  Args:
+    stacked: `[B, T, N, C, H, W]`, or anything else `[B, T, N, ...]`, which is returned as it is.
+    new_axis: see `stack`.
+  """
+  if stacked.ndim != 6 or new_axis:
+    return stacked
+  # [B, T, N, C, H, W] -> [B, T, N*C, H, W]
+  return stacked.reshape(*stacked.shape[:2], -1, *stacked.shape[4:])

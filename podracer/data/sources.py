@@ -49,7 +49,7 @@ class WindowSource:
     config.check_positive(length=length)
     self._dataset, self._length = dataset, length
     self._names, self._frame_stack = _checked(dataset, names), frame_stack
-    num_windows = dataset.stored_steps() + length - 1
+    self._num_windows_of = num_windows = dataset.stored_steps().astype(np.int64) + length - 1
     self._num_windows = int(num_windows.sum())
     weights = dataset.weights
     self._scale: np.ndarray | None = None
@@ -62,26 +62,32 @@ class WindowSource:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     """Returns name of a field -> `[length, *shape]`, and `mask`."""
-    i, start, length = self.place(index)
+    _check_index(index, self)
+    i, start, length, _ = (int(x[0]) for x in self.places(np.array([index])))
     window = self._dataset.window(i, start, length, self._names, self._frame_stack)
     return pad(window, self._length)
 
-  def place(self, index: int) -> tuple[int, int, int]:
-    """Returns the episode of a window, its first step, and how many steps it may have."""
-    _check_index(index, self)
+  def places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns where windows are, `[B]` each.
+
+    Args:
+      index: `[B]` numbers of windows.
+
+    Returns:
+      The episode of each, its first step, how many steps it may have, and those of the episode.
+    """
     if self._scale is None:
-      i = int(np.searchsorted(self._ends, index, side="right"))
-      number = int(index) - int(self._ends[i]) + self._windows_of(i)
+      i = np.searchsorted(self._ends, index, side="right")
+      number = index - self._ends[i] + self._num_windows_of[i]
     else:
       # The middle of what this index has of the mass of all windows.
-      i = int(np.searchsorted(self._ends, index + 0.5, side="right"))
-      begin = self._ends[i] - self._windows_of(i) * self._scale[i]
-      number = min(int((index + 0.5 - begin) / self._scale[i]), self._windows_of(i) - 1)
+      i = np.searchsorted(self._ends, index + 0.5, side="right")
+      begin = self._ends[i] - self._num_windows_of[i] * self._scale[i]
+      number = ((index + 0.5 - begin) / self._scale[i]).astype(np.int64)
+      number = np.minimum(number, self._num_windows_of[i] - 1)
     start = number - self._length + 1
-    return i, max(start, 0), self._length + min(start, 0)
-
-  def _windows_of(self, i: int) -> int:
-    return int(self._dataset.stored_steps()[i]) + self._length - 1
+    num_steps = self._num_windows_of[i] - self._length + 1
+    return i, np.maximum(start, 0), self._length + np.minimum(start, 0), num_steps
 
   def __repr__(self) -> str:
     """Grain compares it when it resumes."""

@@ -31,9 +31,9 @@ def dataset(root):
 def coverage(source):
   """Returns (episode, step) -> in how many windows it is."""
   count = collections.Counter()
-  for index in range(len(source)):
-    i, start, length = source.place(index)
-    stop = min(start + length, LENGTHS[i] + 1)
+  for i, start, length, num_steps in zip(*source.places(np.arange(len(source))), strict=True):
+    assert num_steps == LENGTHS[i] + 1
+    stop = min(start + length, num_steps)
     assert 0 <= start < stop <= start + LENGTH
     count.update((i, t) for t in range(start, stop))
   return count
