@@ -25,12 +25,13 @@ class AnakinConfig:
     config.check_positive(num_environments=self.num_environments, unroll_length=self.unroll_length)
     config.check_at_least(0, updates_per_call=self.updates_per_call)
 
-  def preferred_devices(self, num_cores: int) -> int:
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
     """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
-    return max(n for n in range(1, num_cores + 1) if self.num_environments % n == 0)
+    divides = (n for n in range(1, num_cores + 1) if self.num_environments % (n * num_tasks) == 0)
+    return max(divides, default=1)
 
-  def check(self, num_devices: int, num_minibatches: int) -> None:
-    """Raises InputError unless devices and minibatches get whole shares of the environments."""
+  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
+    """Raises InputError unless devices, minibatches and tasks get whole shares of the environments."""
     config.check(
       self.num_environments % num_devices == 0,
       f"num_environments={self.num_environments} is not divisible by the {num_devices} devices",
@@ -39,6 +40,11 @@ class AnakinConfig:
     config.check(
       local % num_minibatches == 0,
       f"num_minibatches={num_minibatches} does not divide the {local} environments of a device",
+    )
+    config.check(
+      local % num_tasks == 0,
+      f"num_environments={self.num_environments}: the {local} environments of a device are not divisible "
+      f"by the {num_tasks} tasks; take a multiple of {num_devices * num_tasks}",
     )
 
   def resolved_updates_per_call(self, num_env_steps: int) -> int:

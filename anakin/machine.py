@@ -4,6 +4,7 @@ Hessel et al. (2021), section 3.1: environments are batched by `vmap`, acting an
 program, replicated over all devices; the only communication is the mean of the gradients.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import environment as environment_lib
-from podracer import episodes, learner, report, sharding, types
+from podracer import episodes, learner, multitask, report, sharding, types
 
 from . import config, rollout
 
@@ -46,7 +47,7 @@ class CallTotals(NamedTuple):
 
   Attributes:
     env_steps: environment steps, resets not counted.
-    episodes: those that ended.
+    episodes: those that ended, of several tasks `[num_tasks]`.
     learner: sums of its metrics over updates.
     recorded: `[N, T+1, K, ...]`, of up to N updates the unrolls of K environments, or () where none are
       recorded.
@@ -86,10 +87,13 @@ class Anakin:
       record: share of the environments whose unrolls `advance` returns too, in [0, 1].
 
     Raises:
-      config.InputError: if environments or minibatches can't be shared out over the devices.
+      config.InputError: if environments, tasks or minibatches can't be shared out over the devices, and
+        for a recording of several tasks.
     """
     devices = jax.devices() if devices is None else devices
-    machine_config.check(len(devices), learner_config.num_minibatches)
+    self.task_names = multitask.task_names(environment.spec)
+    machine_config.check(len(devices), learner_config.num_minibatches, max(1, len(self.task_names)))
+    multitask.check_recording(environment.spec, record)
     self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     self.num_seeds = num_seeds
     self.config = machine_config
@@ -202,8 +206,20 @@ class Anakin:
     environment_keys = jax.random.split(actor_key, self.config.num_environments)
     return AnakinState(
       learner=self._learner.init(learner_key),
-      actor=rollout.initial_state(self.agent, self._environment, environment_keys),
+      actor=self._init_actor(environment_keys),
       key=jax.random.split(key, self.mesh.size),
+    )
+
+  def _init_actor(self, keys: types.Key) -> rollout.ActorState:
+    start = functools.partial(rollout.initial_state, self.agent, self._environment)
+    if not self.task_names:
+      return start(keys)
+    # Every device has an equal share of each task: [N * D * b] -> [D, N * b].
+    num_tasks, num_devices = len(self.task_names), self.mesh.size
+    shares = keys.reshape(num_tasks, num_devices, -1).swapaxes(0, 1).reshape(num_devices, -1)
+    # [D, b, ...] -> [D * b, ...]
+    return jax.tree.map(
+      lambda x: x.reshape((x.shape[0] * x.shape[1], *x.shape[2:])), jax.vmap(start)(shares)
     )
 
   def _update(self, state: AnakinState) -> tuple[AnakinState, types.Array, types.Metrics, Any]:
@@ -239,7 +255,7 @@ class Anakin:
     state, (steps, metrics), recorded = jax.lax.fori_loop(
       0, num_updates, body, (state, zeros, room)
     )
-    tracker, totals = episodes.drain(state.actor.episodes)
+    tracker, totals = episodes.drain(state.actor.episodes, len(self.task_names))
     state = state._replace(actor=state.actor._replace(episodes=tracker))
     # The learner's metrics are already the same on every device.
     steps, totals = jax.lax.psum((steps, totals), AXIS)
@@ -379,7 +395,7 @@ def run(
     Reports. Where they fall depends on the configuration only, not on where a run was interrupted.
   """
   del seed, should_report
-  counts = _Counts(machine.num_seeds, counters)
+  counts = _Counts(machine.num_seeds, machine.task_names, counters)
   updates_per_call = machine.config.resolved_updates_per_call(num_env_steps)
   if counts.least_env_steps < num_env_steps:
     machine.compile(state)  # So that the first report's speed is that of training.
@@ -419,11 +435,13 @@ def run(
 class _Counts:
   """Exact counts of a run, in Python's and NumPy's 64 bits."""
 
-  def __init__(self, num_seeds: int, counters: dict[str, Any] | None):
-    counters = counters or {"updates": 0, "env_steps": [0] * num_seeds, "episodes": 0}
+  def __init__(
+    self, num_seeds: int, task_names: Sequence[str] = (), counters: dict[str, Any] | None = None
+  ):
+    counters = counters or {"updates": 0, "env_steps": [0] * num_seeds}
     self.updates = int(counters["updates"])
     self.env_steps = np.asarray(counters["env_steps"], np.int64)
-    self.episodes = int(counters["episodes"])
+    self.episodes = episodes.Counts(task_names, counters)
 
   @property
   def least_env_steps(self) -> int:
@@ -432,32 +450,28 @@ class _Counts:
   def add(self, num_updates: int, totals: CallTotals) -> None:
     self.updates += num_updates
     self.env_steps = self.env_steps + np.asarray(totals.env_steps, np.int64)
-    self.episodes += int(np.sum(totals.episodes.num_episodes))
+    self.episodes.add(totals.episodes.num_episodes)
 
   def to_json(self) -> dict[str, Any]:
     return {
       "updates": self.updates,
       "env_steps": self.env_steps.tolist(),
-      "episodes": self.episodes,
+      **self.episodes.to_json(),
     }
 
 
 def _metrics(counts: _Counts, totals: list[CallTotals], steps_per_second: float) -> dict[str, Any]:
   """Returns the metrics of a report from the totals of its calls."""
   total = jax.tree.map(lambda *xs: np.sum(np.stack(xs), axis=0, dtype=np.float64), *totals)
-  num_episodes = total.episodes.num_episodes
-  # No episode ended: there is no mean to report.
-  divisor = np.where(num_episodes > 0, num_episodes, np.nan)
   by_seed = {
-    "episode_return_mean": total.episodes.return_sum / divisor,
-    "episode_length_mean": total.episodes.length_sum / divisor,
+    **episodes.mean_metrics(total.episodes, counts.episodes.task_names),
     **learner.mean_metrics(total.learner),
   }
   metrics: dict[str, Any] = {
     "env_steps": counts.least_env_steps,
     "updates": counts.updates,
     "steps_per_second": steps_per_second,
-    "episodes": counts.episodes,
+    **counts.episodes.metrics(),
   }
   for name, value in by_seed.items():
     values = np.atleast_1d(value)

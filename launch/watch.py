@@ -33,10 +33,12 @@ class WatchConfig:
   """Of the environment."""
   seed_index: int = 0
   """Which of the run's policies, where it was trained with several seeds."""
+  task: int = 0
+  """Which task to play, of an environment of several."""
 
   def __post_init__(self) -> None:
     config.check_positive(episodes=self.episodes, max_steps=self.max_steps)
-    config.check_at_least(0, seed=self.seed, seed_index=self.seed_index)
+    config.check_at_least(0, seed=self.seed, seed_index=self.seed_index, task=self.task)
     config.check(
       not self.out or pathlib.Path(self.out).suffix in FORMATS,
       f"out must end in {' or '.join(FORMATS)}, got {self.out}",
@@ -46,14 +48,21 @@ class WatchConfig:
 def main(args: Sequence[str]) -> None:
   """Runs the command."""
   wanted: WatchConfig = command_line.parse(WatchConfig, "podracer watch", args)
-  experiment.read(wanted.workdir).check()
+  saved = experiment.read(wanted.workdir)
+  saved.check()
+  config.check(
+    wanted.task < saved.num_tasks,
+    f"task must be 0 .. {saved.num_tasks - 1} in {saved.env}, got {wanted.task}",
+  )
   from . import host, policy
 
   host.start_jax(1)
   loaded = policy.LoadedRun(wanted.workdir, wanted.search)
+  if loaded.factory.tasks:
+    loaded.factory = loaded.factory.tasks[wanted.task]
   config.check(
     loaded.factory.can_render,
-    f"environment {loaded.experiment.env} cannot be rendered",
+    f"environment {loaded.factory.spec.name} cannot be rendered",
   )
   out = wanted.out or str(pathlib.Path(wanted.workdir) / "watch.mp4")
   frames, returns = record_frames(loaded, wanted)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import types
+from podracer import config, types
 
 EnvironmentState = Any
 
@@ -46,6 +46,8 @@ class Environment(NamedTuple):
       reset is cheap; n > 0 computes resets only for those that need one, n at a time.
     evaluation: the environment to evaluate in where it is not this one: of a game that the agent plays
       against itself, the game against an opponent. It has the same observations and actions.
+    tasks: of a multi-task environment (see `podracer.multitask`) one environment for each task, whose
+      observations are those of the whole; () else. It is reset and stepped in batches only.
   """
 
   spec: types.EnvironmentSpec
@@ -55,6 +57,7 @@ class Environment(NamedTuple):
   frames_per_second: int = 30
   reset_chunk: int = 0
   evaluation: "Environment | None" = None
+  tasks: tuple["Environment", ...] = ()
 
 
 class BatchState(NamedTuple):
@@ -64,7 +67,7 @@ class BatchState(NamedTuple):
     key: one key an environment, constant during an episode: a step folds `num_steps` into it.
     num_steps: int32 steps since the episode began.
     needs_reset: True where the last time step was LAST.
-    state: the environments' own.
+    state: the environments' own; of N tasks a tuple of N, leaves `[B / N, ...]`.
   """
 
   key: types.Key
@@ -78,11 +81,18 @@ def reset(environment: Environment, key: types.Key) -> tuple[BatchState, types.T
 
   Args:
     environment: the environment.
-    key: `[B]` keys; an environment's course depends on its own key only, not on the batch.
+    key: `[B]` keys; an environment's course depends on its own key only, not on the batch. Of N tasks
+      the i-th has those from i * B / N on.
 
   Returns:
     The state and the FIRST time step, `[B, ...]`.
+
+  Raises:
+    InputError: if the tasks can't have equal shares of the batch.
   """
+  if environment.tasks:
+    shares = _shares(environment, key)
+    return _join([reset(task, own) for task, own in zip(environment.tasks, shares, strict=True)])
   return jax.vmap(lambda k: _reset_one(environment, k))(key)
 
 
@@ -99,11 +109,61 @@ def step(
   Returns:
     The state and the time step arrived at, `[B, ...]`.
   """
+  if environment.tasks:
+    return _step_tasks(environment, state, action)
   stepped = jax.vmap(lambda s, a: _step_one(environment, s, a))(state, action)
   if environment.reset_chunk <= 0:
     fresh = reset(environment, state.key)
     return _select(state.needs_reset, fresh, stepped)
   return _reset_in_chunks(environment, state, stepped)
+
+
+def check_shares(name: str, batch_size: int, num_tasks: int) -> None:
+  """Raises InputError unless the tasks of an environment can have equal shares of a batch."""
+  config.check(
+    batch_size % num_tasks == 0,
+    f"environment {name} has {num_tasks} tasks: a batch of it must be a multiple of {num_tasks}, got "
+    f"{batch_size}",
+  )
+
+
+def _step_tasks(
+  environment: Environment, state: BatchState, action: types.Array
+) -> tuple[BatchState, types.TimeStep]:
+  """Steps each task's environments by that task alone."""
+  bare = state._replace(state=())
+  shares = _shares(environment, (bare, action))
+  return _join(
+    [
+      step(task, share._replace(state=own), task_action)
+      for task, own, (share, task_action) in zip(
+        environment.tasks, state.state, shares, strict=True
+      )
+    ]
+  )
+
+
+def _shares(environment: Environment, batch: Any) -> list[Any]:
+  """Returns the share of each task of leaves `[B, ...]`."""
+  num_tasks = len(environment.tasks)
+  batch_size = jax.tree.leaves(batch)[0].shape[0]
+  check_shares(environment.spec.name, batch_size, num_tasks)
+  size = batch_size // num_tasks
+  return [
+    jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch) for i in range(num_tasks)
+  ]
+
+
+def _join(
+  parts: list[tuple[BatchState, types.TimeStep]],
+) -> tuple[BatchState, types.TimeStep]:
+  """Lays the tasks' shares one after the other; their own states stay apart."""
+  states, timesteps = zip(*parts, strict=True)
+  bare = [state._replace(state=()) for state in states]
+  whole, timestep = jax.tree.map(
+    lambda *xs: jnp.concatenate(xs), *zip(bare, timesteps, strict=True)
+  )
+  return whole._replace(state=tuple(state.state for state in states)), timestep
 
 
 def _reset_one(environment: Environment, key: types.Key) -> tuple[BatchState, types.TimeStep]:

@@ -1,8 +1,10 @@
 """Returns and lengths of episodes, kept while environments run, inside a compiled program or not."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from podracer import types
 
@@ -21,7 +23,7 @@ class EpisodeTracker(NamedTuple):
 
 
 class EpisodeTotals(NamedTuple):
-  """Sums over ended episodes, scalars."""
+  """Sums over ended episodes: scalars, or `[N]` of an environment of N tasks."""
 
   return_sum: types.Array
   length_sum: types.Array
@@ -63,12 +65,22 @@ def track(tracker: EpisodeTracker, timestep: types.TimeStep) -> EpisodeTracker:
   )
 
 
-def drain(tracker: EpisodeTracker) -> tuple[EpisodeTracker, EpisodeTotals]:
-  """Returns the sums since the last drain, and the tracker with none; episodes under way go on."""
+def drain(tracker: EpisodeTracker, num_tasks: int = 0) -> tuple[EpisodeTracker, EpisodeTotals]:
+  """Returns the sums since the last drain, and the tracker with none; episodes under way go on.
+
+  Args:
+    tracker: `[B]`.
+    num_tasks: N, of which each has B / N of the environments, one after the other, and sums of its own;
+      0 sums over all.
+  """
+
+  def total(x: types.Array) -> types.Array:
+    return jnp.sum(x.reshape(num_tasks, -1), axis=1) if num_tasks else jnp.sum(x)
+
   totals = EpisodeTotals(
-    return_sum=jnp.sum(tracker.return_sum),
-    length_sum=jnp.sum(tracker.length_sum),
-    num_episodes=jnp.sum(tracker.num_episodes),
+    return_sum=total(tracker.return_sum),
+    length_sum=total(tracker.length_sum),
+    num_episodes=total(tracker.num_episodes),
   )
   tracker = tracker._replace(
     return_sum=jnp.zeros_like(tracker.return_sum),
@@ -76,3 +88,55 @@ def drain(tracker: EpisodeTracker) -> tuple[EpisodeTracker, EpisodeTotals]:
     num_episodes=jnp.zeros_like(tracker.num_episodes),
   )
   return tracker, totals
+
+
+class Counts:
+  """How many episodes have ended since a run began, exactly, and how many of each task."""
+
+  def __init__(self, task_names: Sequence[str] = (), counters: Mapping[str, Any] | None = None):
+    """Begins at 0, or at the counters of a report; see `to_json`."""
+    counters = counters or {}
+    self.task_names = tuple(task_names)
+    self._all = int(counters.get("episodes", 0))
+    self._by_task = [int(x) for x in counters.get("task_episodes", [0] * len(self.task_names))]
+
+  def add(self, num_episodes: Any) -> None:
+    """Adds `EpisodeTotals.num_episodes`, on the host: `[...]`, or `[..., N]` of N tasks."""
+    self._all += int(np.sum(num_episodes))
+    if self.task_names:
+      added = np.asarray(num_episodes).reshape((-1, len(self.task_names))).sum(axis=0)
+      self._by_task = [x + int(y) for x, y in zip(self._by_task, added, strict=True)]
+
+  def metrics(self) -> dict[str, int]:
+    """Returns the counts by the names of metrics."""
+    names = (f"task/{name}/episodes" for name in self.task_names)
+    return {"episodes": self._all, **dict(zip(names, self._by_task, strict=True))}
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the counts as plain JSON values."""
+    by_task = {"task_episodes": self._by_task} if self.task_names else {}
+    return {"episodes": self._all, **by_task}
+
+
+def mean_metrics(totals: EpisodeTotals, task_names: Sequence[str] = ()) -> dict[str, Any]:
+  """Returns the means of return and length, NaN where no episode ended, by the names of metrics.
+
+  Args:
+    totals: NumPy arrays `[...]`, or `[..., N]` of N tasks.
+    task_names: of the tasks, whose own means are beside those over all episodes; () of one task.
+  """
+  if not task_names:
+    return _means(totals)
+  metrics = _means(EpisodeTotals(*(np.sum(x, axis=-1) for x in totals)))
+  for i, name in enumerate(task_names):
+    own = _means(EpisodeTotals(*(x[..., i] for x in totals)))
+    metrics |= {f"task/{name}/{metric}": value for metric, value in own.items()}
+  return metrics
+
+
+def _means(totals: EpisodeTotals) -> dict[str, Any]:
+  divisor = np.where(totals.num_episodes > 0, totals.num_episodes, np.nan)
+  return {
+    "episode_return_mean": totals.return_sum / divisor,
+    "episode_length_mean": totals.length_sum / divisor,
+  }

@@ -2,11 +2,11 @@
 
 Counting the first N episodes that end among many environments favours short ones. Here every
 environment has a quota and plays exactly so many episodes, each from its beginning to its end; an
-environment that is done waits for the others.
+environment that is done waits for the others. Every task of several plays equally many.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import environment as environment_lib
-from podracer import episodes, host_environment, types
+from podracer import episodes, host_environment, multitask, types
 
 STEPS_PER_CALL = 1000
 MAX_HOST_ENVIRONMENTS = 32
@@ -30,24 +30,59 @@ class EvaluationResult(NamedTuple):
     lengths: environment steps.
     mode: `greedy` or `sample`.
     num_cut: episodes that the evaluation itself ended, at `max_episode_steps`.
+    task_names: of a multi-task environment the names of its tasks, whose episodes, equally many, lie one
+      task after the other; () else.
   """
 
   returns: np.ndarray
   lengths: np.ndarray
   mode: str
   num_cut: int = 0
+  task_names: tuple[str, ...] = ()
 
   def summary(self) -> dict[str, Any]:
     """Returns what `evaluation.json` holds, but for `env_steps`."""
+    summary = {"episodes": len(self.returns), "mode": self.mode, **self._statistics()}
+    if self.task_names:
+      num_tasks = len(self.task_names)
+      shares = zip(
+        self.task_names,
+        np.split(self.returns, num_tasks),
+        np.split(self.lengths, num_tasks),
+        strict=True,
+      )
+      summary["tasks"] = {
+        name: {
+          **self._replace(returns=returns, lengths=lengths)._statistics(),
+          "episodes": len(returns),
+        }
+        for name, returns, lengths in shares
+      }
+    return summary
+
+  def _statistics(self) -> dict[str, float]:
     return {
-      "episodes": len(self.returns),
-      "mode": self.mode,
       "return_mean": float(np.mean(self.returns)),
       "return_std": float(np.std(self.returns)),
       "return_min": float(np.min(self.returns)),
       "return_max": float(np.max(self.returns)),
       "length_mean": float(np.mean(self.lengths)),
     }
+
+
+def together(results: Sequence[EvaluationResult]) -> EvaluationResult:
+  """Returns the evaluations of several agents, in the same environment, as one."""
+  num_tasks = max(1, len(results[0].task_names))
+
+  def join(*arrays: np.ndarray) -> np.ndarray:
+    # [E] each -> [N, E / N], so that the episodes of a task stay together.
+    return np.concatenate([x.reshape(num_tasks, -1) for x in arrays], axis=1).reshape(-1)
+
+  return results[0]._replace(
+    returns=join(*(result.returns for result in results)),
+    lengths=join(*(result.lengths for result in results)),
+    num_cut=sum(result.num_cut for result in results),
+  )
 
 
 class _Slots(NamedTuple):
@@ -83,7 +118,7 @@ def make_evaluator(
     agent: the agent.
     environment: the environment, or what it names for its evaluation; one of the host is made anew for
       each evaluation.
-    num_episodes: whole episodes to play.
+    num_episodes: whole episodes to play; of N tasks the next multiple of N.
     greedy: False samples the policy.
     max_environments: environments side by side, at most.
     max_episode_steps: an episode that is longer is cut there, and counted in `num_cut`; for
@@ -94,15 +129,13 @@ def make_evaluator(
     (params, key, should_stop) -> EvaluationResult, or None where `should_stop()` became True, which is
     asked about every thousand steps. It compiles when first called.
   """
-  if isinstance(environment, environment_lib.Environment) and environment.evaluation is not None:
-    environment = environment.evaluation
+  environment = environment.evaluation or environment
+  task_names = multitask.task_names(environment.spec)
   if isinstance(environment, host_environment.HostFactory):
-    max_environments = min(max_environments, MAX_HOST_ENVIRONMENTS)
-  batch_size = min(num_episodes, max_environments)
-  quota = np.full((batch_size,), num_episodes // batch_size, np.int32)
-  quota[: num_episodes % batch_size] += 1
-  if isinstance(environment, host_environment.HostFactory):
+    quota = _quota(num_episodes, min(max_environments, MAX_HOST_ENVIRONMENTS), len(task_names))
     return _make_host_evaluator(agent, environment, quota, greedy, max_episode_steps)
+  quota = _quota(num_episodes, max_environments, len(task_names))
+  batch_size = len(quota)
   rows = np.arange(batch_size)
 
   def start(key: types.Key) -> _Slots:
@@ -176,9 +209,20 @@ def make_evaluator(
       lengths=np.asarray(slots.lengths)[played],
       mode="greedy" if greedy else "sample",
       num_cut=int(np.sum(np.asarray(slots.is_cut)[played])),
+      task_names=task_names,
     )
 
   return evaluate
+
+
+def _quota(num_episodes: int, max_environments: int, num_tasks: int) -> np.ndarray:
+  """Returns the episodes of each environment, `[B]`, the same of every task."""
+  num_tasks = max(1, num_tasks)
+  per_task = -(-num_episodes // num_tasks)
+  size = min(per_task, max(1, max_environments // num_tasks))
+  quota = np.full((size,), per_task // size, np.int32)
+  quota[: per_task % size] += 1
+  return np.tile(quota, num_tasks)
 
 
 def _make_host_evaluator(
@@ -227,6 +271,7 @@ def _make_host_evaluator(
       lengths=np.asarray(lengths, np.int32),
       mode="greedy" if greedy else "sample",
       num_cut=sum(cut),
+      task_names=multitask.task_names(factory.spec),
     )
 
   return evaluate

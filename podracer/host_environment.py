@@ -97,6 +97,9 @@ class HostFactory(NamedTuple):
     frames_per_step: frames of the game that one environment step takes (Atari's frame skip).
     frame_stack: frames, oldest first, that an observation stacks along its first axis; 1 where it does
       not, or where a stack goes on over the beginning of an episode.
+    evaluation: the factory to evaluate with where it is not this one, see `environment.Environment`.
+    tasks: of a multi-task environment (see `podracer.multitask`) one factory for each task, whose
+      observations are those of the whole; () else.
   """
 
   spec: types.EnvironmentSpec
@@ -106,6 +109,8 @@ class HostFactory(NamedTuple):
   frames_per_second: int = 30
   frames_per_step: int = 1
   frame_stack: int = 1
+  evaluation: "HostFactory | None" = None
+  tasks: tuple["HostFactory", ...] = ()
 
 
 def make_seeds(seed: int, num_environments: int, *stream: int) -> list[int]:
@@ -300,6 +305,8 @@ def from_jax(made: environment.Environment) -> HostFactory:
     make=make,
     can_render=made.render is not None,
     frames_per_second=made.frames_per_second,
+    evaluation=None if made.evaluation is None else from_jax(made.evaluation),
+    tasks=tuple(from_jax(task) for task in made.tasks),
   )
 
 

@@ -31,11 +31,12 @@ def check_environment(
   FIRST MID* LAST FIRST with reward 0 and discount 1 at FIRST; discounts of 0 at LAST only; finite
   numbers; that a course is a function of its environment's key, the same under `scan`, in a loop of
   steps, alone, beside other environments, and whether resets are computed for all or in chunks; and
-  the picture, where there is one.
+  the picture, where there is one. Of several tasks each is checked by itself, and that beside the others
+  it is the same.
 
   Args:
     environment: the environment.
-    num_environments: of the batch, at least 2.
+    num_environments: of the batch, at least 2; of several tasks of each.
     num_steps: of each; choose as many as let some episodes end.
     seed: of the environments' keys and of the actions.
     tolerance: relative and absolute, to which courses computed differently must agree.
@@ -47,6 +48,8 @@ def check_environment(
     AssertionError: naming the first thing that does not hold.
   """
   check_types(environment)
+  if environment.tasks:
+    return _check_tasks(environment, num_environments, num_steps, seed, tolerance)
   name = environment.spec.name
   keys = jax.random.split(jax.random.key(seed), num_environments)
   course_of = jax.jit(lambda k: _course(environment, k, num_steps))
@@ -85,7 +88,7 @@ def check_types(environment: environment_lib.Environment) -> None:
   """
   spec = environment.spec
   _check_specs(spec)
-  batch = 2
+  batch = 2 * max(1, len(environment.tasks))
   keys = jax.random.split(jax.random.key(0), batch)
   try:
     timesteps, _ = jax.eval_shape(lambda k: _course(environment, k, 1), keys)
@@ -171,6 +174,26 @@ def _course(
   (state, _), rest = jax.lax.scan(step, (state, first), jnp.arange(num_steps))
   course = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
   return course, state.state
+
+
+def _check_tasks(
+  environment: environment_lib.Environment,
+  num_environments: int,
+  num_steps: int,
+  seed: int,
+  tolerance: float,
+) -> int:
+  """Checks the tasks one by one, and that together they are the same; returns as the check does."""
+  keys = jax.random.split(jax.random.key(seed), num_environments * len(environment.tasks))
+  together = random_course(environment, keys, num_steps)
+  num_ends = 0
+  for i, task in enumerate(environment.tasks):
+    share = slice(i * num_environments, (i + 1) * num_environments)
+    num_ends += check_environment(task, num_environments, num_steps, seed, tolerance)
+    alone = random_course(task, keys[share], num_steps)
+    beside = jax.tree.map(lambda x, share=share: x[:, share], together)
+    _assert_same(task.spec.name, "being beside other tasks", alone, beside, tolerance)
+  return num_ends
 
 
 def _course_alone(

@@ -69,6 +69,10 @@ class ActorOutput(NamedTuple):
     search_visits: `[..., A]` visit distribution of a search agent, else None.
     search_value: `[...]` root value of a search agent, else None.
     search_depth: `[...]` float32 depth that the search tree reached, else None.
+    teacher_logits: `[..., A]` of the policy of a student's teacher, else None; with K teachers of one
+      task, all three are `[..., K, *]`.
+    teacher_value: `[...]` what the teacher takes the state to be worth, else None.
+    teacher_action: `[...]` int32 or `[..., k]` float32, the teacher's best action, else None.
   """
 
   action: Array
@@ -78,6 +82,9 @@ class ActorOutput(NamedTuple):
   search_visits: Array | None = None
   search_value: Array | None = None
   search_depth: Array | None = None
+  teacher_logits: Array | None = None
+  teacher_value: Array | None = None
+  teacher_action: Array | None = None
 
 
 class Trajectory(NamedTuple):
@@ -138,6 +145,8 @@ class EnvironmentSpec(NamedTuple):
     num_players: 2 for a zero-sum game of two players who move in turn, both of them the agent: the
       observation is that of the player to move, the reward that of the player who moved. The value of
       a state is then the opponent's, with its sign turned.
+    tasks: of a multi-task environment that `podracer.multitask` made the specs of its tasks, in order, of
+      which a batch has equal shares, one after the other; () else.
   """
 
   name: str
@@ -145,6 +154,7 @@ class EnvironmentSpec(NamedTuple):
   action: ActionSpec
   num_tasks: int = 1
   num_players: int = 1
+  tasks: tuple["EnvironmentSpec", ...] = ()
 
 
 def is_valid_transition(step_type_tm1: Array) -> Array:

@@ -27,7 +27,7 @@ class Unroll(NamedTuple):
     shards: one trajectory `[T+1, B / L, ...]` a learner device, on it.
     version: updates that made the oldest parameters it was acted with.
     num_steps: environment steps in it, resets not counted.
-    episodes: `[3]`, EpisodeTotals of those that ended in it.
+    episodes: `[3]`, or of N tasks `[3, N]`, EpisodeTotals of those that ended in it.
     release: the learner calls it when it has learnt, and then no longer uses the shards.
     actor: index of the actor thread.
   """

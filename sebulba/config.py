@@ -87,9 +87,9 @@ class SebulbaConfig:
     )
     return int(k)
 
-  def preferred_devices(self, num_cores: int) -> int:
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
     """Returns how many virtual CPU devices to make: as many as are named; threads use the cores."""
-    del num_cores
+    del num_cores, num_tasks
     return max((0, *self.actor_devices, *self.learner_devices)) + 1
 
   def split(self, num_devices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -119,8 +119,8 @@ class SebulbaConfig:
       learners = rest[: max(n for n in range(1, len(rest) + 1) if per_thread % n == 0)]
     return actors, learners
 
-  def check(self, num_devices: int, num_minibatches: int) -> None:
-    """Raises InputError for what can't be shared out over devices, threads and minibatches."""
+  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
+    """Raises InputError for what can't be shared out over devices, threads, minibatches and tasks."""
     actors, learners = self.split(num_devices)
     num_threads = len(actors) * self.threads_per_actor_device
     config.check(
@@ -129,6 +129,15 @@ class SebulbaConfig:
       f"({len(actors)} actor devices x {self.threads_per_actor_device})",
     )
     per_thread = self.num_environments // num_threads
+    config.check(
+      per_thread % num_tasks == 0,
+      f"num_environments={self.num_environments}: the {per_thread} environments of an actor thread are "
+      f"not divisible by the {num_tasks} tasks; take a multiple of {num_threads * num_tasks}",
+    )
+    config.check(
+      num_tasks == 1 or self.environment_mode == "sync",
+      "environment_mode=async is for environments of one task",
+    )
     config.check(
       per_thread % len(learners) == 0,
       f"the {per_thread} environments of an actor thread are not divisible by the {len(learners)} "

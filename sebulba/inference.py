@@ -53,8 +53,8 @@ class Programs(NamedTuple):
       agent's, are donated.
     finish: (storage, tracker, state, upload) -> (storage, timesteps, tracker, totals, state) writes the
       last time step; donates storage and tracker. `timesteps` lack the observations, which are those
-      of `storage`; `totals`, `[3]`, are of `EpisodeTotals`; `state` is a copy of the agent's, with which
-      the next unroll begins.
+      of `storage`; `totals`, `[3]` or of N tasks `[3, N]`, are of `EpisodeTotals`; `state` is a copy of the
+      agent's, with which the next unroll begins.
     new_state: () -> state of the agent at the beginning of episodes.
     split: trajectory -> one trajectory a learner device.
   """
@@ -134,7 +134,7 @@ def make_programs(
     # The time step that an unroll begins with was tracked as the last of the one before.
     arrived = jax.tree.map(lambda x: x[1:], timesteps)
     tracker, _ = jax.lax.scan(lambda c, x: (episodes.track(c, x), None), tracker, arrived)
-    tracker, totals = episodes.drain(tracker)
+    tracker, totals = episodes.drain(tracker, len(spec.tasks))
     return storage, timesteps, tracker, stack(totals), jax.tree.map(jnp.copy, state)
 
   def split(trajectory: types.Trajectory) -> tuple[types.Trajectory, ...]:
@@ -158,7 +158,7 @@ def make_programs(
 
 
 def stack(totals: episodes.EpisodeTotals) -> types.Array:
-  """Returns `[3]` float32: one array to be fetched, not three."""
+  """Returns `[3]`, or of N tasks `[3, N]`, float32: one array to be fetched, not three."""
   return jnp.stack([jnp.asarray(x, jnp.float32) for x in totals])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import host_environment, learner, report, sharding, types
+from podracer import episodes, host_environment, learner, multitask, report, sharding, types
 
 from . import actor, async_collector, clock, config, inference, stages
 from . import learner as learner_lib
@@ -48,18 +48,21 @@ class Sebulba:
       record: share of the environments whose unrolls are recorded, in [0, 1].
 
     Raises:
-      config.InputError: if devices, threads, environments and minibatches can't be shared out.
+      config.InputError: if devices, threads, environments, tasks and minibatches can't be shared out,
+        and for a recording of several tasks.
     """
     devices = jax.local_devices() if devices is None else devices
     self.config = machine_config
     self.factory = host_environment.as_factory(environment)
     self.spec = self.factory.spec
+    self.task_names = multitask.task_names(self.spec)
+    multitask.check_recording(self.spec, record)
     config_lib.check(
       machine_config.environment_mode == "sync" or self.factory.can_be_async,
       f"environment {self.factory.spec.name} cannot be run with environment_mode=async",
     )
     self.topology = topology_lib.make_topology(
-      machine_config, devices, learner_config.num_minibatches
+      machine_config, devices, learner_config.num_minibatches, max(1, len(self.task_names))
     )
     batch = self.topology.environments_per_actor * self.topology.unrolls_per_update
     self.steps_per_update = batch * machine_config.unroll_length
@@ -218,7 +221,7 @@ def run(
   Yields:
     Reports.
   """
-  counts = _Counts(counters)
+  counts = _Counts(machine.task_names, counters)
   if counts.env_steps >= num_env_steps:
     return
   threads = threads_lib.Threads(
@@ -271,7 +274,7 @@ def _learn(
     target = num_env_steps
     if pause_every:
       target = min(target, (counts.env_steps // pause_every + 1) * pause_every)
-    since = _Since()
+    since = _Since(max(1, len(machine.task_names)))
     while counts.updates < boundary and counts.env_steps < target:
       unrolls = first or threads.take_batch(counts.updates)
       first = None
@@ -321,11 +324,11 @@ def _learn(
 class _Counts:
   """Exact counts of a run."""
 
-  def __init__(self, counters: dict[str, Any] | None):
-    counters = counters or {"updates": 0, "env_steps": [0], "episodes": 0}
+  def __init__(self, task_names: Sequence[str] = (), counters: dict[str, Any] | None = None):
+    counters = counters or {"updates": 0, "env_steps": [0]}
     self.updates = int(counters["updates"])
     self.env_steps = int(counters["env_steps"][0])
-    self.episodes = int(counters["episodes"])
+    self.episodes = episodes.Counts(task_names, counters)
 
   def add(self, unrolls: list[actor.Unroll]) -> None:
     self.updates += 1
@@ -335,48 +338,47 @@ class _Counts:
     return {
       "updates": self.updates,
       "env_steps": [self.env_steps],
-      "episodes": self.episodes,
+      **self.episodes.to_json(),
     }
 
 
 class _Since:
   """What has come together since the report before."""
 
-  def __init__(self) -> None:
+  def __init__(self, num_tasks: int = 1) -> None:
     self.sums: Any = None
     self.num_steps = 0
     self.lags: list[int] = []
     self.depths: list[int] = []
-    self.episodes = np.zeros((3,))
+    self.episodes = np.zeros((3, num_tasks))
 
   def add(self, unrolls: list[actor.Unroll], lags: list[int], depth: int) -> None:
     self.num_steps += sum(unroll.num_steps for unroll in unrolls)
     self.lags += lags
     self.depths.append(depth)
     for unroll in unrolls:
-      self.episodes += np.asarray(unroll.episodes)
+      self.episodes += np.asarray(unroll.episodes).reshape(self.episodes.shape)
 
 
 def _metrics(
   machine: Sebulba, counts: _Counts, since: _Since, laps: stages.Stages
 ) -> dict[str, Any]:
   """Returns the metrics of a report."""
-  return_sum, length_sum, num_episodes = since.episodes
-  counts.episodes += int(num_episodes)
-  # No episode ended: there is no mean to report.
-  divisor = num_episodes or float("nan")
+  totals = episodes.EpisodeTotals(*(since.episodes if machine.task_names else since.episodes[:, 0]))
+  counts.episodes.add(totals.num_episodes)
   steps_per_second = since.num_steps / laps.seconds
   frames = machine.factory.frames_per_step
-  means = learner.mean_metrics(jax.device_get(since.sums))
+  means = {
+    **episodes.mean_metrics(totals, machine.task_names),
+    **learner.mean_metrics(jax.device_get(since.sums)),
+  }
   return {
     "env_steps": counts.env_steps,
     "updates": counts.updates,
     "steps_per_second": steps_per_second,
     "frames": counts.env_steps * frames,
     "frames_per_second": steps_per_second * frames,
-    "episodes": counts.episodes,
-    "episode_return_mean": return_sum / divisor,
-    "episode_length_mean": length_sum / divisor,
+    **counts.episodes.metrics(),
     **{name: float(value) for name, value in means.items()},
     "lag/min": min(since.lags),
     "lag/mean": float(np.mean(since.lags)),

@@ -173,6 +173,10 @@ def random_actions(
   spec: types.EnvironmentSpec, size: int, generator: np.random.Generator
 ) -> np.ndarray:
   """Returns uniform actions, `[size]` or `[size, k]`; of an unbounded box in [-1, 1]."""
+  if spec.tasks:
+    # An action of another task may be none of this one.
+    share = size // len(spec.tasks)
+    return np.concatenate([random_actions(task, share, generator) for task in spec.tasks])
   if isinstance(spec.action, types.DiscreteActions):
     return generator.integers(spec.action.num_actions, size=size, dtype=np.int32)
   low = np.nan_to_num(np.asarray(spec.action.minimum), neginf=-1.0)

@@ -30,7 +30,10 @@ class Topology(NamedTuple):
 
 
 def make_topology(
-  machine_config: config.SebulbaConfig, devices: Sequence[jax.Device], num_minibatches: int = 1
+  machine_config: config.SebulbaConfig,
+  devices: Sequence[jax.Device],
+  num_minibatches: int = 1,
+  num_tasks: int = 1,
 ) -> Topology:
   """Shares out threads over devices.
 
@@ -38,11 +41,12 @@ def make_topology(
     machine_config: of the machine.
     devices: of this host, in the order that the configuration's indices mean.
     num_minibatches: of the learner.
+    num_tasks: of the environment.
 
   Raises:
     InputError: if they can't be.
   """
-  machine_config.check(len(devices), num_minibatches)
+  machine_config.check(len(devices), num_minibatches, num_tasks)
   acting, learning = machine_config.split(len(devices))
   actors = tuple(devices[i] for i in acting for _ in range(machine_config.threads_per_actor_device))
   return Topology(

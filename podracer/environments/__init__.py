@@ -5,6 +5,8 @@ library, or None), `NAMES` (its environments) and `make(name, **options) -> Envi
 `IS_HOST = True` a `HostFactory`. It imports JAX and its library in `make` only (or where `NAMES` is
 asked for), so that names can be listed and checked before JAX starts. Modules with a leading underscore
 are no suites but what several suites share.
+
+Names joined by `+` are the tasks of one environment, see `podracer.multitask`.
 """
 
 import importlib
@@ -16,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from podracer import config
+
+TASK_SEPARATOR = "+"
 
 
 def suites() -> tuple[str, ...]:
@@ -40,13 +44,31 @@ def names() -> Iterator[str]:
     yield from (f"{suite_name}:{name}" for name in suite(suite_name).NAMES)
 
 
+def split(name: str) -> tuple[str, ...]:
+  """Returns the names of the tasks, of an environment of one task its name alone."""
+  return tuple(name.split(TASK_SEPARATOR))
+
+
 def check_name(name: str) -> None:
   """Checks `suite:environment` or `package.module:function` without importing JAX or the suite.
+
+  Args:
+    name: one of them, or several joined by `+`.
 
   Raises:
     InputError: for an unknown suite or environment, with the nearest names; for a suite whose
       library is not installed, with the command that installs it.
   """
+  tasks = split(name)
+  config.check(
+    len(tasks) == 1 or all(tasks),
+    f"environment {name}: a name is missing beside a {TASK_SEPARATOR}",
+  )
+  for task in tasks:
+    _check_task(task)
+
+
+def _check_task(name: str) -> None:
   prefix, separator, rest = name.partition(":")
   if prefix in suites():
     module = suite(prefix)
@@ -65,9 +87,9 @@ def check_name(name: str) -> None:
 
 
 def is_host(name: str) -> bool:
-  """Returns True for an environment of a suite that runs on the host, outside JAX."""
-  prefix = name.partition(":")[0]
-  return prefix in suites() and getattr(suite(prefix), "IS_HOST", False)
+  """Returns True where a suite of the environment, or of a task of it, runs on the host."""
+  prefixes = {task.partition(":")[0] for task in split(name)}
+  return any(getattr(suite(prefix), "IS_HOST", False) for prefix in prefixes & {*suites()})
 
 
 def _is_function_of(module: ModuleType, rest: str) -> bool:
@@ -108,8 +130,8 @@ def make(name: str, **options: Any) -> Any:
 
   Args:
     name: `suite:environment`, or `package.module:function` of the user's own, which is called with
-      the options and returns an `Environment`.
-    **options: passed on to the suite, or to the function.
+      the options and returns an `Environment`; or several joined by `+`.
+    **options: passed on to the suite, or to the function; those of task i of several as `i.name`.
 
   Returns:
     An `environment.Environment`, or of a suite that runs on the host a
@@ -119,10 +141,34 @@ def make(name: str, **options: Any) -> Any:
     InputError: as `check_name`, for an option the suite doesn't know, and for a function of the user's
       that is not there or returns something else.
   """
+  check_name(name)
+  tasks = split(name)
+  if len(tasks) == 1:
+    return _make_task(name, options)
+  from podracer import multitask
+
+  by_task = _split_options(name, options)
+  return multitask.make([_make_task(*task) for task in zip(tasks, by_task, strict=True)], name)
+
+
+def _split_options(name: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+  """Returns the options of each task, given as `i.name`."""
+  by_task: list[dict[str, Any]] = [{} for _ in split(name)]
+  for option, value in options.items():
+    number, _, own = option.partition(".")
+    config.check(
+      number.isdecimal() and int(number) < len(by_task) and bool(own),
+      f"environment {name}: options of several tasks are <task>.<name>=value with a task of 0 .. "
+      f"{len(by_task) - 1}, got {option}",
+    )
+    by_task[int(number)][own] = value
+  return by_task
+
+
+def _make_task(name: str, options: dict[str, Any]) -> Any:
   from podracer import environment as environment_lib
   from podracer import host_environment
 
-  check_name(name)
   prefix, _, rest = name.partition(":")
   if prefix in suites():
     made = suite(prefix).make(rest, **options)

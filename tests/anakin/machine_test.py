@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from podracer import config, environments, report, testing
+from podracer import config, environments, multitask, report, testing
 from podracer.agents import impala
 from podracer.anakin import config as anakin_config
 from podracer.anakin import machine as machine_lib
@@ -214,3 +214,78 @@ def test_what_cannot_be_shared_out_is_refused():
     make(num_devices=3)
   with pytest.raises(config.InputError, match="num_minibatches=8 does not divide the 4"):
     make(num_devices=4, agent_config=dataclasses.replace(SGD, num_minibatches=8))
+
+
+def chain(name, *episodes):
+  made = testing.chain_environment(episodes)
+  return made._replace(spec=made.spec._replace(name=name))
+
+
+TASKS = multitask.make(
+  (chain("mixed", (3, "terminate"), (5, "truncate")), chain("short", (1, "terminate"))), "tasks"
+)
+POPART = dataclasses.replace(SGD, popart=True)
+
+
+def test_one_device_equals_four_with_several_tasks():
+  learners, keys = [], []
+  for num_devices in (1, 4):
+    machine = make(TASKS, num_devices, agent_config=POPART, wrap=greedy)
+    state, totals = machine.advance(machine.init(3), 8)
+    learners.append(jax.device_get((state.learner, totals)))
+    # [devices, tasks, share] -> [tasks, devices, share]
+    shape = (num_devices, 2, -1)
+    own_keys = np.asarray(jax.random.key_data(state.actor.environment.key))
+    keys.append(own_keys.reshape((*shape, own_keys.shape[-1])).swapaxes(0, 1))
+    tasks = np.asarray(state.actor.timestep.observation["task_id"]).reshape(shape)
+    assert np.all(tasks == np.asarray([0, 1])[None, :, None])
+  assert_equal(*learners, rtol=2e-5, atol=1e-6)
+  np.testing.assert_array_equal(keys[0].reshape(2, -1), keys[1].reshape(2, -1))
+  assert learners[0][1].episodes.num_episodes.shape == (2,)
+
+
+def test_episodes_of_each_task_by_hand():
+  # In 15 steps episodes of 3 steps and a reset end 4 times, those of 1 step and a reset 8 times.
+  whole = multitask.make((chain("a", (3, "terminate")), chain("b", (1, "truncate"))), "tasks")
+  metrics = reports(make(whole), 150)[0].metrics
+  expected = {"episode_return_mean": 6.0, "episode_length_mean": 3.0, "episodes": 8 * 4}
+  assert {name: metrics[f"task/a/{name}"] for name in expected} == expected
+  expected = {"episode_return_mean": 1.0, "episode_length_mean": 1.0, "episodes": 8 * 8}
+  assert {name: metrics[f"task/b/{name}"] for name in expected} == expected
+  assert metrics["episodes"] == 8 * 12
+  np.testing.assert_allclose(metrics["episode_return_mean"], (6 * 4 + 8) / 12)
+
+
+def test_several_tasks_go_on_bit_for_bit():
+  machine = make(TASKS, num_devices=2, agent_config=POPART)
+  whole = reports(machine, 1500)
+  for news in machine_lib.run(machine, machine.init(0), num_env_steps=1500):
+    items, counters = jax.tree.map(jnp.copy, news.items), news.counters
+    if news.env_steps > 500:
+      break
+  state = machine.from_checkpoint(items)
+  rest = list(machine_lib.run(machine, state, num_env_steps=1500, counters=counters))
+  assert 0 < len(rest) < len(whole)
+  assert_equal(rest[-1].params, whole[-1].params)
+  assert rest[-1].counters == whole[-1].counters
+  assert len(rest[-1].counters["task_episodes"]) == 2
+  assert rest[-1].params["popart"].mean.shape == (2,)
+
+
+def test_seeds_side_by_side_report_each_task():
+  news = reports(make(TASKS, num_seeds=2, num_devices=2), 400)[-1]
+  assert news.metrics["seeds/task/short/episode_return_mean"] == [1.0, 1.0]
+  assert news.metrics["task/short/episodes"] > news.metrics["task/mixed/episodes"] > 0
+  both = news.metrics["task/short/episodes"] + news.metrics["task/mixed/episodes"]
+  assert news.metrics["episodes"] == both
+
+
+def test_tasks_that_cannot_be_shared_out_or_recorded_are_refused():
+  with pytest.raises(config.InputError, match="not divisible by the 2 tasks; take a multiple of 4"):
+    make(TASKS, 2, machine_config=dataclasses.replace(SMALL, num_environments=6))
+  with pytest.raises(config.InputError, match="tasks has several tasks, which can't be recorded"):
+    make(TASKS, record=0.5)
+  machine = dataclasses.replace(SMALL, num_environments=12)
+  assert machine.preferred_devices(4, num_tasks=3) == 4
+  assert machine.preferred_devices(4, num_tasks=6) == 2
+  assert machine.preferred_devices(4, num_tasks=5) == 1

@@ -4,7 +4,7 @@ import types as python_types
 import jax
 import pytest
 
-from podracer import environment, environments, testing, types
+from podracer import config, environment, environments, testing, types
 
 # How a suite's episodes are made short, so that a check of few steps sees ends and resets.
 SHORT = {
@@ -295,3 +295,38 @@ def test_users_module_that_raises_on_import(monkeypatch, tmp_path):
   monkeypatch.syspath_prepend(str(tmp_path))
   with pytest.raises(ValueError, match="importing a_raising_module raised KeyError: 'missing'"):
     environments.make("a_raising_module:make_env")
+
+
+def test_names_joined_are_the_tasks_of_one_environment(monkeypatch):
+  def make_env(length):
+    return testing.chain_environment(((length, "terminate"),))
+
+  _module(monkeypatch, make_env=make_env)
+  name = "gymnax:Catch-bsuite+a_users_module:make_env+gymnax:CartPole-v1"
+  made = environments.make(name, **{"0.rows": 7, "1.length": 4})
+  assert made.spec.name == name
+  assert environments.split(name) == tuple(task.name for task in made.spec.tasks)
+  assert made.spec.observation["observation_0"].shape == (7, 5)
+  assert made.spec.observation["observation_1"].shape == (5,)
+  assert not environments.is_host(name)
+  assert environments.is_host("gymnax:Catch-bsuite+envpool:CartPole-v1")
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [
+    ("gymnax:Catch-bsuite+gymnax:CatPole-v1", {}, "unknown environment gymnax:CatPole-v1; nearest"),
+    ("gymnax:Catch-bsuite+", {}, "a name is missing beside a +"),
+    ("+", {}, "a name is missing beside a +"),
+    ("gymnax:Catch-bsuite+gymnax:CartPole-v1", {"rows": 7}, "a task of 0 .. 1, got rows"),
+    ("gymnax:Catch-bsuite+gymnax:CartPole-v1", {"2.rows": 7}, "a task of 0 .. 1, got 2.rows"),
+    ("gymnax:Catch-bsuite+gymnax:CartPole-v1", {"1.rows": 7}, "has no option rows; its options"),
+    ("gymnax:Catch-bsuite+gymnax:Pendulum-v1", {}, "the actions of all tasks must be discrete"),
+    ("gymnax:Catch-bsuite+pgx:tic_tac_toe", {}, "pgx:tic_tac_toe has two players"),
+  ],
+)
+def test_what_cannot_be_joined_is_one_line(name, options, message):
+  with pytest.raises(config.InputError) as info:
+    environments.make(name, **options)
+  assert message in str(info.value)
+  assert "\n" not in str(info.value)

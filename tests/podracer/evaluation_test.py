@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from podracer import agent as agent_lib
-from podracer import environments, evaluation, host_environment, testing, types
+from podracer import environments, evaluation, host_environment, multitask, testing, types
 from podracer.agents import impala
 
 # Half of the episodes have one step and return 1, half have five and return 15.
@@ -151,3 +151,52 @@ def test_a_second_host_evaluation_with_the_same_key_is_the_same():
   np.testing.assert_array_equal(first.returns, second.returns)
   np.testing.assert_array_equal(first.lengths, second.lengths)
   np.testing.assert_array_equal(first.returns, first.lengths)
+
+
+def tasks():
+  """A chain whose episodes return 6 after 3 steps, and one with episodes of three kinds."""
+  return multitask.make((testing.chain_environment(((3, "truncate"),)), CHAIN), "tasks")
+
+
+@pytest.mark.parametrize("is_host", [False, True])
+@pytest.mark.parametrize(("num_episodes", "max_environments"), [(9, 1), (64, 128)])
+def test_every_task_plays_equally_many_episodes(num_episodes, max_environments, is_host):
+  made = host_environment.as_factory(tasks()) if is_host else tasks()
+  run = evaluation.make_evaluator(
+    idle_agent(), made, num_episodes=num_episodes, max_environments=max_environments
+  )
+  result = run((), jax.random.key(1))
+  num_each = -(-num_episodes // 2)
+  assert result.task_names == ("chain#1", "chain#2")
+  assert len(result.returns) == 2 * num_each
+  np.testing.assert_array_equal(result.lengths[:num_each], 3)
+  np.testing.assert_array_equal(result.returns[:num_each], 6.0)
+  assert 1 < len(set(result.lengths[num_each:].tolist())) <= 3
+  expected = [RETURNS[int(n)] for n in result.lengths[num_each:]]
+  np.testing.assert_array_equal(result.returns[num_each:], expected)
+  by_task = result.summary()["tasks"]
+  assert [by_task[name]["episodes"] for name in result.task_names] == [num_each] * 2
+  assert by_task["chain#1"]["return_mean"] == 6.0
+
+
+def test_summaries_of_tasks_and_of_several_agents_by_hand():
+  def result(returns):
+    lengths = np.arange(1, 5)
+    return evaluation.EvaluationResult(np.asarray(returns), lengths, "greedy", 1, ("a", "b"))
+
+  one = result([1.0, 3.0, 10.0, 10.0])
+  assert one.summary()["tasks"]["a"] == {
+    "return_mean": 2.0,
+    "return_std": 1.0,
+    "return_min": 1.0,
+    "return_max": 3.0,
+    "length_mean": 1.5,
+    "episodes": 2,
+  }
+  assert one.summary()["tasks"]["b"]["length_mean"] == 3.5
+  assert one.summary()["return_mean"] == 6.0
+  both = evaluation.together([one, result([5.0, 7.0, 20.0, 30.0])])
+  assert both.returns.tolist() == [1.0, 3.0, 5.0, 7.0, 10.0, 10.0, 20.0, 30.0]
+  assert both.lengths.tolist() == [1, 2, 1, 2, 3, 4, 3, 4]
+  assert both.num_cut == 2
+  assert both.summary()["tasks"]["b"]["return_mean"] == 17.5

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from podracer import anakin, config, environments, host_environment, report, sebulba, testing
+from podracer import (
+  anakin,
+  config,
+  environments,
+  host_environment,
+  multitask,
+  report,
+  sebulba,
+  testing,
+)
 from podracer.agents import impala
 from podracer.anakin import machine as anakin_machine
 from podracer.sebulba import machine as machine_lib
@@ -20,6 +29,7 @@ LSTM = impala.ImpalaConfig(
 )
 ENDS = testing.chain_environment(((3, "terminate"), (5, "truncate"), (1, "terminate")))
 CARTPOLE = environments.make("gymnax:CartPole-v1")
+TASKS = multitask.make((ENDS, testing.probe_observation()), "tasks")
 SMALL = {"num_environments": 8, "unroll_length": 5, "updates_per_report": 4}
 
 
@@ -66,6 +76,7 @@ def assert_equal(a, b):
   [
     pytest.param(ENDS, SGD, id="chain-mlp"),
     pytest.param(CARTPOLE, LSTM, id="cartpole-lstm"),
+    pytest.param(TASKS, SGD, id="tasks-mlp"),
     pytest.param(ENDS, LSTM, id="chain-lstm", marks=pytest.mark.slow),
     pytest.param(CARTPOLE, SGD, id="cartpole-mlp", marks=pytest.mark.slow),
   ],
@@ -329,3 +340,53 @@ def test_what_does_not_fit_the_machine():
     )
   with pytest.raises(config.InputError, match="cannot be run with environment_mode=async"):
     run(CARTPOLE, environment_mode="async")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "envpool:CartPole-v1+envpool:Acrobot-v1",
+    "gymnax:Catch-bsuite+envpool:CartPole-v1",
+  ],
+)
+def test_several_tasks_are_learnt_and_reported(name):
+  made = environments.make(name)
+  popart = impala.ImpalaConfig(popart=True)
+  values = {"num_environments": 8, "updates_per_report": 200}
+  found = run(made, popart, num_env_steps=6000, lag="fixed:1", **values)
+  metrics = found[-1].metrics
+  tasks = name.split("+")
+  counts = [metrics[f"task/{task}/episodes"] for task in tasks]
+  assert metrics["episodes"] == sum(counts)
+  assert found[-1].counters["task_episodes"] == counts
+  cartpole = "task/envpool:CartPole-v1/"
+  assert metrics[f"{cartpole}episodes"] > 10
+  assert metrics[f"{cartpole}episode_return_mean"] == metrics[f"{cartpole}episode_length_mean"]
+  if tasks[0] == "gymnax:Catch-bsuite":
+    assert metrics["task/gymnax:Catch-bsuite/episode_length_mean"] == 9.0
+  assert found[-1].params["popart"].mean.shape == (2,)
+  assert np.all(found[-1].params["popart"].mean != 0.0)
+
+
+def test_tasks_of_the_host_give_the_same_numbers_over_more_learners():
+  made = host_environment.as_factory(TASKS)
+  values = {"lag": "lockstep", "wrap": greedy, "num_env_steps": 200}
+  alone = run(made, **values)[-1]
+  spread = run(made, **values, devices=2, actor_devices=(0,), learner_devices=(0, 1))[-1]
+  assert_close(alone.params, spread.params)
+  for name in multitask.task_names(made.spec):
+    assert alone.metrics[f"task/{name}/episodes"] == spread.metrics[f"task/{name}/episodes"] > 0
+  assert alone.metrics["task/chain/episode_length_mean"] > 1.0
+  assert alone.metrics["task/probe_observation/episode_length_mean"] == 1.0
+
+
+def test_tasks_that_cannot_be_shared_out_run_or_recorded_are_refused():
+  with pytest.raises(config.InputError, match="not divisible by the 2 tasks; take a multiple of 4"):
+    run(TASKS, num_environments=6)
+  with pytest.raises(config.InputError, match="tasks cannot be run with environment_mode=async"):
+    run(TASKS, environment_mode="async")
+  agent = impala.make_agent(SGD, TASKS.spec)
+  with pytest.raises(config.InputError, match="which can't be recorded"):
+    machine_lib.Sebulba(
+      agent, TASKS, SGD, sebulba.SebulbaConfig(**SMALL), num_env_steps=1, record=0.5
+    )
