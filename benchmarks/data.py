@@ -22,6 +22,7 @@ from unittest import mock
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import minari
 import numpy as np
 
@@ -73,14 +74,6 @@ class Task:
     arguments = (self.agent, self.environment, self.params, machine_config)
     seeds, key = range(num_environments), jax.random.key(1)
     return module.unrolls(*arguments, seeds=seeds, key=key, devices=devices)
-
-  def train(self, flags: argparse.Namespace, num_env_steps: int, share: float, sink=None):
-    machine_config = anakin.AnakinConfig(flags.num_environments, LENGTH, 4 * flags.size)
-    arguments = (self.agent, self.environment, self.config, machine_config)
-    machine = machine_lib.Anakin(*arguments, num_env_steps=num_env_steps, record=share)
-    writing = self.recorder(sink, machine.recorded_slots)
-    add = (lambda trajectory, slot, _: writing.add(trajectory, slot)) if share else None
-    return machine_lib.run(machine, machine.init(0), num_env_steps=num_env_steps, record=add)
 
 
 def speed(call, work: float) -> float:
@@ -134,11 +127,26 @@ def recording(task: Task, flags: argparse.Namespace, length: int, count: int, sk
     print(f"  {writing.num_episodes:,} episodes of {mean:.0f} steps; goal 0.9")
 
 
+def follow_ball(act):
+  """Returns `act` with the action of a player of Breakout who never loses the ball."""
+
+  def act_and_follow(params, key, timestep, *arguments):
+    output, state = act(params, key, timestep, *arguments)
+    paddle, ball, trail = (
+      timestep.observation[..., i].max(axis=1).argmax(axis=-1) for i in range(3)
+    )
+    left_or_right = jnp.sign(2 * ball - trail - paddle)
+    action = jnp.where(left_or_right < 0, 1, 2 * left_or_right)
+    return output._replace(action=action.astype(output.action.dtype)), state
+
+  return act_and_follow
+
+
 def breakout(flags: argparse.Namespace) -> None:
+  """Records short episodes, of a policy that knows nothing, and then long ones, at the same cost to act."""
   task = Task(BREAKOUT)
-  if flags.train_steps:
-    *_, news = task.train(flags, flags.train_steps, 0.0)
-    task.params = jax.device_get(news.params)
+  recording(task, flags, LENGTH, 8 * flags.size, skipped=2)
+  task.agent = task.agent._replace(act=follow_ball(task.agent.act))
   recording(task, flags, LENGTH, 8 * flags.size, skipped=2)
 
 
@@ -151,10 +159,16 @@ def pong(flags: argparse.Namespace) -> None:
 
 def training(flags: argparse.Namespace) -> None:
   task = Task(BREAKOUT)
+  machine_config = anakin.AnakinConfig(flags.num_environments, LENGTH, 4 * flags.size)
+  arguments = (task.agent, task.environment, task.config, machine_config)
   with tempfile.TemporaryDirectory() as root, contextlib.closing(task.writer(root)) as writer:
 
     def speeds(share: float):
-      reports, done = task.train(flags, 10**9, share, writer), 0
+      machine = machine_lib.Anakin(*arguments, num_env_steps=10**9, record=share)
+      taking = task.recorder(writer, len(machine.recorded_slots))
+      add = (lambda trajectory, slot, _: taking.add(trajectory, slot)) if share else None
+      reports = machine_lib.run(machine, machine.init(0), num_env_steps=10**9, record=add)
+      done = 0
       while True:
         begin, before = time.perf_counter(), done
         done = next(reports).env_steps
@@ -279,7 +293,6 @@ PARTS = {part.__name__: part for part in (memory, breakout, training, pong, stor
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
-  parser.add_argument("--train_steps", type=int, default=0, help="before Breakout is recorded")
   parser.add_argument("--quick", action="store_true", help="about a minute on two idle cores")
   for name, default in SIZES.items():
     parser.add_argument(f"--{name}", type=int, default=default)

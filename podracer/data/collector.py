@@ -1,5 +1,7 @@
 """Cuts the unrolls of a machine into whole episodes, environment by environment."""
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +38,7 @@ class Collected(NamedTuple):
 
 
 class _Slot:
-  """One environment: the parts of the episode under way."""
+  """One environment: the parts of the episode under way, where its beginning was seen."""
 
   def __init__(self, tick: int):
     self.tick = tick
@@ -44,6 +46,18 @@ class _Slot:
     self.first_tick = tick
     self.is_whole = False
     self.parts: list[dict[str, np.ndarray]] = []
+
+  def begin_part(self, is_first: bool) -> None:
+    """Takes note of a part that follows, of a new episode where `is_first`."""
+    if is_first:
+      self.parts, self.is_whole, self.first_tick = [], True, self.tick
+
+  def end_episode(self, number: int) -> Iterator[Collected]:
+    """Yields the episode where it is whole; the next one may begin."""
+    if self.is_whole:
+      yield Collected(number, self.index, self.first_tick, _join(self.parts))
+    self.index += 1
+    self.parts, self.is_whole = [], False
 
 
 class Collector:
@@ -69,49 +83,58 @@ class Collector:
       first_slot: the slot of its first environment.
     """
     fields = step_fields(trajectory, self._frame_stack)
-    is_last = fields[schema.IS_LAST]
-    collected = []
-    for b, slot in enumerate(self._slots[first_slot : first_slot + len(is_last)]):
-      start = 0
-      for end in (*np.flatnonzero(is_last[b]) + 1, is_last.shape[1]):
-        if end > start:
-          self._take(slot, {name: value[b, start:end] for name, value in fields.items()})
-        if end > start and is_last[b, end - 1]:
-          if slot.is_whole:
-            collected.append(_finish(first_slot + b, slot))
-          slot.index += 1
-          slot.parts, slot.is_whole = [], False
-        start = end
+    is_first, is_last = fields[schema.IS_FIRST], fields[schema.IS_LAST]
+    length, batch = is_last.shape
+    collected: list[Collected] = []
+    for b, slot in enumerate(self._slots[first_slot : first_slot + batch]):
+      ends = np.flatnonzero(is_last[:, b]) + 1
+      for start, end in itertools.pairwise((0, *ends.tolist(), length)):
+        if start == end:  # The last episode ended with the unroll.
+          continue
+        slot.begin_part(is_first[start, b])
+        if slot.is_whole:
+          # Copied, for the arrays of a device may be written again, and an episode under way would
+          # keep those of all environments.
+          slot.parts.append({name: value[start:end, b].copy() for name, value in fields.items()})
+        slot.tick += end - start
+        if is_last[end - 1, b]:
+          collected += slot.end_episode(first_slot + b)
     return collected
-
-  def _take(self, slot: _Slot, part: dict[str, np.ndarray]) -> None:
-    if part[schema.IS_FIRST][0]:
-      slot.parts, slot.is_whole, slot.first_tick = [], True, slot.tick
-    slot.tick += len(part[schema.IS_FIRST])
-    if slot.is_whole:
-      slot.parts.append(part)
 
 
 def step_fields(trajectory: types.Trajectory, frame_stack: int = 1) -> dict[str, np.ndarray]:
-  """Returns the steps of the first T times of an unroll as stored fields, `[B, T, ...]`, copied."""
+  """Returns the steps of the first T times of an unroll as stored fields, `[T, B, ...]`.
+
+  Nothing is done in the last observation of an episode: what the agent said of it led nowhere, and is 0.
+  """
   timesteps, outputs = trajectory.timesteps, trajectory.actor_outputs
-  is_last = timesteps.step_type[:-1] == types.LAST
-  time_major: dict[str, Any] = {
-    **{name: leaf[:-1] for name, leaf in schema.flatten_observation(timesteps.observation).items()},
+  is_last = np.asarray(timesteps.step_type[:-1] == types.LAST)
+  observation = schema.flatten_observation(timesteps.observation)
+  acted: dict[str, Any] = {
     **schema.actor_fields(outputs),
     # Of the transition that follows the action.
     schema.REWARD: timesteps.reward[1:],
     schema.DISCOUNT: timesteps.discount[1:],
+  }
+  fields: dict[str, Any] = {
+    **{name: leaf[:-1] for name, leaf in observation.items()},
+    **{name: _zero(value, is_last) for name, value in acted.items()},
     schema.IS_FIRST: timesteps.step_type[:-1] == types.FIRST,
     schema.IS_LAST: is_last,
     schema.IS_TERMINAL: is_last & (timesteps.discount[:-1] == 0),
   }
   if frame_stack > 1:
-    stacked = time_major[schema.OBSERVATION]
-    _check_stack(stacked, time_major[schema.IS_FIRST])
-    time_major[schema.OBSERVATION] = stacked[:, :, -1]
-  # [T, B, ...] -> [B, T, ...]; a copy, for the arrays of a device may be written again.
-  return {name: np.array(np.swapaxes(value, 0, 1), order="C") for name, value in time_major.items()}
+    stacked = fields[schema.OBSERVATION]
+    _check_stack(stacked, fields[schema.IS_FIRST])
+    fields[schema.OBSERVATION] = stacked[:, :, -1]
+  return fields
+
+
+def _zero(value: np.ndarray, where: np.ndarray) -> np.ndarray:
+  """Returns a copy of `[T, B, ...]` that is 0 at some `[T, B]`."""
+  value = value.copy()
+  value[where] = 0
+  return value
 
 
 def _check_stack(stacked: np.ndarray, is_first: np.ndarray) -> None:
@@ -121,16 +144,8 @@ def _check_stack(stacked: np.ndarray, is_first: np.ndarray) -> None:
     raise ValueError("frames of the observations are not those of the time step before, moved on")
 
 
-def _finish(index: int, slot: _Slot) -> Collected:
-  """Returns the episode of a slot whose parts are complete."""
-  steps = {
-    name: np.concatenate([part[name] for part in slot.parts])
-    if len(slot.parts) > 1
-    else slot.parts[0][name]
-    for name in slot.parts[0]
-  }
-  # Nothing is done in the last observation: what the agent said of it led nowhere.
-  for name in (*schema.ACTOR_FIELDS, schema.REWARD, schema.DISCOUNT):
-    if name in steps:
-      steps[name][-1] = 0
-  return Collected(index, slot.index, slot.first_tick, steps)
+def _join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Returns the steps of an episode."""
+  if len(parts) == 1:
+    return parts[0]
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

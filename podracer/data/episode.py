@@ -65,6 +65,10 @@ def split(episode: Episode, segment_steps: int = SEGMENT_STEPS) -> Iterator[Epis
   """Yields the segments of an episode; only the last has the final step."""
   length = episode.num_steps - 1
   num_segments = max(1, -(-length // segment_steps))
+  if num_segments == 1:
+    segment = {"segment_index": 0, "num_segments": 1, "start_step": 0}
+    yield Episode(episode.steps, {**episode.metadata, **segment})
+    return
   for i in range(num_segments):
     start, end = i * segment_steps, (i + 1) * segment_steps
     stop = episode.num_steps if i == num_segments - 1 else end

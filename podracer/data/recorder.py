@@ -90,16 +90,15 @@ class Recorder:
       first_slot: of its first environment.
       teacher_step: environment steps that the teacher was trained for; that of the metadata by default.
     """
+    metadata = self._metadata
+    if teacher_step is not None:
+      metadata = {**metadata, "teacher_step": teacher_step}
     for found in self._collector.add(trajectory, first_slot):
-      if self._quotas is not None and self._num_written[found.slot] >= self._quotas[found.slot]:
-        continue
-      metadata = self._metadata
-      if teacher_step is not None:
-        metadata = {**metadata, "teacher_step": teacher_step}
-      self._write(found, metadata)
+      if self._quotas is None or self._num_written[found.slot] < self._quotas[found.slot]:
+        self._write(found, metadata)
 
   def _write(self, found: collector.Collected, metadata: dict[str, Any]) -> None:
-    slot = self._slots[found.slot]
+    slot, episode_return = self._slots[found.slot], found.episode_return
     self._sink.write(
       episode.Episode(
         found.steps,
@@ -109,7 +108,7 @@ class Recorder:
           "seed": slot.seed,
           "seed_index": found.number,
           "slot": slot.slot,
-          "episode_return": found.episode_return,
+          "episode_return": episode_return,
           "episode_length": found.length,
           "history_id": slot.history_id,
           "history_index": slot.number + found.number if slot.history_id else 0,
@@ -119,7 +118,7 @@ class Recorder:
     )
     self._num_written[found.slot] += 1
     self.num_steps += found.length
-    self.return_sum += found.episode_return
+    self.return_sum += episode_return
 
 
 def common_metadata(**values: Any) -> dict[str, Any]:

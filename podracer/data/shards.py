@@ -9,7 +9,7 @@ import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from podracer import config
@@ -71,13 +71,13 @@ class Shard:
     """True once the shard counts."""
     return layout.manifest_path(self.path).exists()
 
-  def write(self, metadata: dict[str, Any], records: Sequence[bytes]) -> None:
-    """Adds the segments of one episode."""
+  def write(self, metadata: dict[str, Any], records: Iterable[bytes]) -> None:
+    """Adds the segments of one episode; after an exception the shard is of no use."""
     self._rows.append({**metadata, "shard": self.path.name, "record": self._num_records})
     for record in records:
       self._file.write(record)
-    self._num_records += len(records)
-    self._num_bytes += sum(map(len, records))
+      self._num_records += 1
+      self._num_bytes += len(record)
 
   def is_due(self, num_bytes: int, seconds: float) -> bool:
     """Returns whether the shard is large or old enough to be committed."""

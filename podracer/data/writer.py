@@ -55,7 +55,7 @@ class Writer:
     layout.check_writer_id(writer_id)
     config.check_positive(shard_bytes=shard_bytes, shard_seconds=shard_seconds)
     example.check_schema(schema)
-    self._schema = schema
+    self._encoder = example.Encoder(schema)
     self._writer_id = writer_id
     self._shard_bytes = shard_bytes
     self._shard_seconds = shard_seconds
@@ -139,8 +139,8 @@ class Writer:
     try:
       own = {"writer_id": self._writer_id, "format_version": layout.VERSION}
       metadata = example.plain_metadata({**episode.metadata, **own})
-      segments = list(episode_lib.split(episode._replace(metadata=metadata)))
-      records = [example.encode(segment, self._schema) for segment in segments]
+      episode = episode._replace(metadata=metadata)
+      self._encoder.check(episode)
     except BaseException:
       self._ids.discard(episode.metadata.get("episode_id", ""))
       raise
@@ -149,7 +149,9 @@ class Writer:
         name = layout.ShardName(self._writer_id, self._number)
         self._number += 1
         self._shard = shards.Shard(self._folder / str(name))
-      self._shard.write(segments[0].metadata, records)
+      segments = list(episode_lib.split(episode))
+      # One at a time: the records of a long episode are as large as the episode.
+      self._shard.write(segments[0].metadata, map(self._encoder.encode, segments))
       is_due = self._shard.is_due(self._shard_bytes, self._shard_seconds)
     if is_due:
       self._commit()

@@ -84,6 +84,16 @@ def test_what_is_collected_stays_when_the_arrays_are_written_again():
   assert found.steps[schema.ACTION].tolist() == [0, 10, 0]
 
 
+def test_an_episode_under_way_keeps_nothing_of_other_environments():
+  collecting = collector.Collector(50)
+  (unroll,) = unrolls([[F, M, M, M, M]] + [[F, M, L, F, L]] * 49, [[1] * 5] * 50, 4)
+  found = collecting.add(unroll)
+  assert len(found) == 49
+  part = collecting._slots[0].parts[0]
+  for value in [*part.values(), *found[0].steps.values()]:
+    assert value.base is None and value.flags.c_contiguous
+
+
 def test_frames_are_unstacked():
   frames = np.arange(8, dtype=np.uint8)
   stacked = np.stack([np.maximum(frames - 1, 0), frames], axis=1)  # [T, 2], the older first

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from podracer import config
-from podracer.data import episode, example, schema
+from podracer.data import episode, example, schema, wire
 
 SCHEMA = schema.Schema(
   (
@@ -84,6 +84,32 @@ def test_equal_segments_have_equal_records():
     dict(reversed(made.steps.items())), dict(reversed(made.metadata.items()))
   )
   assert example.encode(made, SCHEMA) == example.encode(turned, SCHEMA)
+
+
+def test_records_do_not_depend_on_those_before():
+  encoder = example.Encoder(SCHEMA)
+  for change in (
+    {"seed": 1},
+    {"episode_return": -0.0},
+    {"episode_return": 0.0},
+    {"task": "ü" * 200},
+  ):
+    made = make_episode(SCHEMA.fields)._replace(metadata={**METADATA, **change})
+    encoder.check(made)
+    found = example.decode(encoder.encode(made), SCHEMA).metadata
+    assert found == {**METADATA, **change}
+    assert np.signbit(found["episode_return"]) == np.signbit(made.metadata["episode_return"])
+
+
+def test_a_record_has_the_bytes_of_protobuf():
+  record = example.encode(make_episode(SCHEMA.fields), SCHEMA)
+  message = wire.message_class().FromString(record)
+  # The order of the features is free; but for it they are the same.
+  written = message.SerializeToString(deterministic=True)
+  assert len(written) == len(record)
+  for name, feature in message.features.feature.items():
+    assert name.encode() in record
+    assert feature.SerializeToString(deterministic=True) in record
 
 
 def test_arrays_of_any_layout_are_taken():
@@ -172,8 +198,9 @@ def test_dtypes_that_tfds_does_not_know_are_refused():
     example.check_schema(schema.Schema((schema.Field("value", (), "bfloat16"),)))
 
 
-def test_without_protobuf(monkeypatch):
+def test_reading_without_protobuf(monkeypatch):
+  record = example.encode(make_episode(SCHEMA.fields), SCHEMA)
   monkeypatch.setitem(sys.modules, "google.protobuf", None)
-  example._message_class.cache_clear()
+  wire.message_class.cache_clear()
   with pytest.raises(config.InputError, match=r"pip install 'podracer-rl\[data\]'"):
-    example.encode(make_episode(SCHEMA.fields), SCHEMA)
+    example.decode(record, SCHEMA)
