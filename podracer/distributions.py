@@ -87,6 +87,15 @@ def mask_logits(logits: Array, mask: Array | None) -> Array:
   return jnp.where(mask, logits, _MASKED)
 
 
+def widen_logits(logits: Array, num_actions: int) -> Array:
+  """Returns logits `[..., N]` as those of `num_actions` actions, the added ones impossible."""
+  num_added = num_actions - logits.shape[-1]
+  if not num_added:
+    return logits
+  padding = [(0, 0)] * (logits.ndim - 1) + [(0, num_added)]
+  return jnp.pad(logits, padding, constant_values=_MASKED)
+
+
 def middle_and_half_range(spec: types.ContinuousActions) -> tuple[np.ndarray, np.ndarray]:
   """Returns `[k]` middles and `[k]` half ranges of a box; 0 and 1 where a bound is infinite."""
   minimum, maximum = np.asarray(spec.minimum, np.float32), np.asarray(spec.maximum, np.float32)

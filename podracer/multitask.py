@@ -47,7 +47,7 @@ def make(environments: Sequence[Environment | HostFactory], name: str) -> Enviro
     spec,
     [host_environment.as_factory(made) for made in environments],
     views=[_view(spec, i) for i in range(len(environments))],
-    observe=functools.partial(_observe, spec, numpy=np),
+    observe=functools.partial(observe, spec, numpy=np),
   )
 
 
@@ -136,6 +136,39 @@ def task_timestep(
   return timestep._replace(observation=observation)
 
 
+def observe(
+  spec: types.EnvironmentSpec,
+  task: int,
+  observation: types.Observation,
+  batch_shape: tuple[int, ...] = (),
+  numpy: ModuleType = jnp,
+) -> dict[str, Any]:
+  """Returns what the whole would observe where one of its tasks observes this.
+
+  Args:
+    spec: of the whole.
+    task: number of the task.
+    observation: the task's own, `[*batch_shape, *]`.
+    batch_shape: leading axes.
+    numpy: `jax.numpy`, or `numpy` for NumPy arrays.
+  """
+  own = spec.tasks[task]
+
+  def zeros(leaf: types.ArraySpec) -> Any:
+    return numpy.zeros((*batch_shape, *leaf.shape), leaf.dtype)
+
+  whole = jax.tree.map(zeros, spec.observation, is_leaf=types.is_array_spec)
+  whole[TASK_ID] = numpy.full(batch_shape, task, np.int32)
+  if types.ACTION_MASK in whole:
+    assert isinstance(own.action, types.DiscreteActions)
+    mask = types.action_mask(observation)
+    if mask is None:
+      mask = numpy.ones((*batch_shape, own.action.num_actions), bool)
+    num_others = whole[types.ACTION_MASK].shape[-1] - own.action.num_actions
+    whole[types.ACTION_MASK] = numpy.pad(mask, [(0, 0)] * len(batch_shape) + [(0, num_others)])
+  return {**whole, _entries(spec.tasks)[task]: _bare(observation)}
+
+
 def _action_spec(tasks: Sequence[types.EnvironmentSpec], name: str) -> types.ActionSpec:
   actions = [task.action for task in tasks]
   discrete = [action for action in actions if isinstance(action, types.DiscreteActions)]
@@ -191,31 +224,6 @@ def _union(leaves: Sequence[types.ArraySpec], is_of_all: bool) -> types.ArraySpe
   )
 
 
-def _observe(
-  spec: types.EnvironmentSpec,
-  task: int,
-  observation: types.Observation,
-  batch_shape: tuple[int, ...] = (),
-  numpy: ModuleType = jnp,
-) -> dict[str, Any]:
-  """Returns the observation of the whole for one of a task's own, `[*batch_shape, *]`."""
-  own = spec.tasks[task]
-
-  def zeros(leaf: types.ArraySpec) -> Any:
-    return numpy.zeros((*batch_shape, *leaf.shape), leaf.dtype)
-
-  whole = jax.tree.map(zeros, spec.observation, is_leaf=types.is_array_spec)
-  whole[TASK_ID] = numpy.full(batch_shape, task, np.int32)
-  if types.ACTION_MASK in whole:
-    assert isinstance(own.action, types.DiscreteActions)
-    mask = types.action_mask(observation)
-    if mask is None:
-      mask = numpy.ones((*batch_shape, own.action.num_actions), bool)
-    num_others = whole[types.ACTION_MASK].shape[-1] - own.action.num_actions
-    whole[types.ACTION_MASK] = numpy.pad(mask, [(0, 0)] * len(batch_shape) + [(0, num_others)])
-  return {**whole, _entries(spec.tasks)[task]: _bare(observation)}
-
-
 def _view(spec: types.EnvironmentSpec, task: int) -> types.EnvironmentSpec:
   """Returns the spec of one task alone that observes as the whole does."""
   return spec._replace(name=spec.tasks[task].name, tasks=())
@@ -245,11 +253,11 @@ def _native_task(made: Environment, spec: types.EnvironmentSpec, task: int) -> E
 
   def reset(key: types.Key) -> Any:
     state, observation = made.reset(key)
-    return state, _observe(spec, task, observation)
+    return state, observe(spec, task, observation)
 
   def step(key: types.Key, state: Any, action: types.Array) -> Any:
     state, outcome = made.step(key, state, action)
-    observation = _observe(spec, task, outcome.observation)
+    observation = observe(spec, task, outcome.observation)
     return state, outcome._replace(observation=observation)
 
   return made._replace(spec=_view(spec, task), reset=reset, step=step, evaluation=None)

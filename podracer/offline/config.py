@@ -28,16 +28,19 @@ class OfflineConfig:
     config.check_positive(num_windows=self.num_windows, unroll_length=self.unroll_length)
     config.check_at_least(0, updates_per_report=self.updates_per_report)
 
-  def preferred_devices(self, num_cores: int) -> int:
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
     """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
-    return max(n for n in range(1, num_cores + 1) if self.num_windows % n == 0)
+    local = self.num_windows // num_tasks
+    return max(n for n in range(1, num_cores + 1) if n == 1 or local % n == 0)
 
-  def check(self, num_devices: int, num_minibatches: int) -> None:
-    """Raises InputError unless devices and minibatches get whole shares of the windows."""
+  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
+    """Raises InputError unless devices, minibatches and tasks get whole shares of the windows."""
     config.check(bool(self.data), "no data given: --data=DIR, a collection of `podracer record`")
+    shares = num_devices * num_tasks
+    tasks = f" of {num_tasks} tasks each" if num_tasks > 1 else ""
     config.check(
-      self.num_windows % num_devices == 0,
-      f"num_windows={self.num_windows} is not divisible by the {num_devices} devices",
+      self.num_windows % shares == 0,
+      f"num_windows={self.num_windows} is not divisible by the {num_devices} devices{tasks}",
     )
     local = self.num_windows // num_devices
     config.check(

@@ -50,28 +50,35 @@ class OfflineMachine(updates.OfflineLearner):
       replay is None or not replay.capacity,
       "replay.capacity: what is learnt from recorded data needs no replay, take 0",
     )
-    dataset = windows.select(
-      machine_config.data,
-      spec,
-      machine_config.filters,
-      learner_config.recorded_fields(),
-    )
+    fields = learner_config.recorded_fields()
+    tasks = spec.tasks or (spec,)
+    self.datasets = [
+      windows.select(machine_config.data, task, machine_config.filters, fields) for task in tasks
+    ]
     length = machine_config.unroll_length
-    self.dataset = dataset
-    steps_per_update = machine_config.num_windows * windows.mean_transitions(dataset, length)
-    num_updates = max(1, round(num_env_steps / steps_per_update))
+    mean = sum(windows.mean_transitions(one, length) for one in self.datasets) / len(tasks)
+    num_updates = max(1, round(num_env_steps / (machine_config.num_windows * mean)))
     self.updates_per_report = machine_config.updates_per_report or min(
       MAX_UPDATES_PER_REPORT, max(1, num_updates // NUM_REPORTS)
     )
 
-    def prepare(batch: Any) -> Any:
-      trajectory = windows.to_trajectory(spec, batch)
+    def prepare(batches: Any) -> Any:
+      trajectory = windows.to_trajectory(spec, batches)
       state = agent.initial_state(trajectory.actor_outputs.action.shape[1])
       return trajectory._replace(initial_state=state)
 
     super().__init__(
       agent, learner_config, num_updates=num_updates, prepare=prepare, devices=devices
     )
+
+  def batches(self, seed: int) -> Callable[[int], Iterator[Any]]:
+    """Returns number of the first batch -> batches from there on, each a tuple of one a task."""
+    size = self.config.num_windows // len(self.datasets)
+    of_tasks = [
+      windows.make_batches(dataset, self.config.unroll_length, size, seed + i)
+      for i, dataset in enumerate(self.datasets)
+    ]
+    return lambda start: zip(*(make(start) for make in of_tasks), strict=True)
 
 
 def make_machine(
@@ -132,9 +139,7 @@ def run(
   yield from updates.learn(
     machine,
     state,
-    windows.make_batches(
-      machine.dataset, machine.config.unroll_length, machine.config.num_windows, seed
-    ),
+    machine.batches(seed),
     num_env_steps=num_env_steps,
     count=windows.num_transitions,
     updates_per_report=machine.updates_per_report,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from podracer import config as config_lib
-from podracer import data, types
+from podracer import data, distributions, multitask, types
 from podracer.data import filters as filters_lib
 from podracer.data import loaded, schema, sources
 
@@ -123,12 +123,14 @@ def mean_transitions(dataset: data.Dataset, length: int) -> float:
   return float(weights @ (steps * (length + 1) - num_windows) / (weights @ num_windows))
 
 
-def num_transitions(batch: dict[str, np.ndarray]) -> int:
-  """Returns the transitions of a batch of windows: steps that there are but the last of each window."""
-  return int(np.sum(batch[sources.MASK][:, 1:]))
+def num_transitions(batches: Sequence[dict[str, np.ndarray]]) -> int:
+  """Returns the transitions of windows: steps that there are but the last of each."""
+  return sum(int(np.sum(batch[sources.MASK][:, 1:])) for batch in batches)
 
 
-def to_trajectory(spec: types.EnvironmentSpec, batch: dict[str, Any]) -> types.Trajectory:
+def to_trajectory(
+  spec: types.EnvironmentSpec, batches: Sequence[dict[str, Any]]
+) -> types.Trajectory:
   """Returns windows as unrolls.
 
   Where a window ends before its time the last step is made LAST: its discount is 1 unless the episode
@@ -137,11 +139,50 @@ def to_trajectory(spec: types.EnvironmentSpec, batch: dict[str, Any]) -> types.T
 
   Args:
     spec: of the environment.
-    batch: name of a field -> `[B, T+1, ...]`, with `mask`.
+    batches: of each task, one if there is one only, name of a field -> `[B, T+1, ...]`, with `mask`.
 
   Returns:
-    A trajectory `[T+1, B, ...]` whose `initial_state` is ().
+    A trajectory `[T+1, B, ...]` whose `initial_state` is (), the tasks side by side.
   """
+  if not spec.tasks:
+    return _to_trajectory(spec, batches[0])
+  of_tasks = [
+    _as_task(spec, task, _to_trajectory(own, batch))
+    for task, (own, batch) in enumerate(zip(spec.tasks, batches, strict=True))
+  ]
+  outputs = [trajectory.actor_outputs for trajectory in of_tasks]
+  # Not every teacher searches: what not all have nobody has.
+  missing = {name: None for output in outputs for name, x in output._asdict().items() if x is None}
+  of_tasks = [
+    trajectory._replace(actor_outputs=output._replace(**missing))
+    for trajectory, output in zip(of_tasks, outputs, strict=True)
+  ]
+  return types.map_batch(lambda axis, *xs: jnp.concatenate(xs, axis=axis), *of_tasks)
+
+
+def _as_task(
+  spec: types.EnvironmentSpec, task: int, trajectory: types.Trajectory
+) -> types.Trajectory:
+  """Returns unrolls of a task as those of an environment of several."""
+  timesteps, acted = trajectory.timesteps, trajectory.actor_outputs
+  observation = multitask.observe(
+    spec, task, timesteps.observation, batch_shape=timesteps.reward.shape
+  )
+  if isinstance(spec.action, types.DiscreteActions):
+    num_actions = spec.action.num_actions
+    acted = acted._replace(
+      **{
+        name: distributions.widen_logits(value, num_actions)
+        for name in ("logits", "teacher_logits")
+        if (value := getattr(acted, name)) is not None
+      }
+    )
+  return trajectory._replace(
+    timesteps=timesteps._replace(observation=observation), actor_outputs=acted
+  )
+
+
+def _to_trajectory(spec: types.EnvironmentSpec, batch: dict[str, Any]) -> types.Trajectory:
   # [B, T+1, ...] -> [T+1, B, ...]
   steps = {name: jnp.swapaxes(value, 0, 1) for name, value in batch.items()}
   mask = steps[sources.MASK]

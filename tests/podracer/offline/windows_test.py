@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from podracer import config, data, types
+from podracer import config, data, multitask, types
 from podracer.offline import windows
 
 FIRST, MID, LAST = types.FIRST, types.MID, types.LAST
@@ -21,7 +21,7 @@ def unrolls(line, root, length):
   dataset = windows.select(root, line.SPEC, ())
   size = len(data.WindowSource(dataset, length + 1))
   batch = next(windows.make_batches(dataset, length, size, 0)(0))
-  trajectory = jax.device_get(windows.to_trajectory(line.SPEC, batch))
+  trajectory = jax.device_get(windows.to_trajectory(line.SPEC, [batch]))
   found = []
   for b in range(size):
     one = types.map_batch(lambda axis, x, b=b: np.take(x, b, axis=axis), trajectory)
@@ -84,7 +84,7 @@ def test_transitions_are_counted(line, root):
   dataset = windows.select(root, line.SPEC, ())
   size = len(data.WindowSource(dataset, 4))
   batch = next(windows.make_batches(dataset, 3, size, 0)(0))
-  assert windows.num_transitions(batch) == 8 * 3
+  assert windows.num_transitions([batch]) == 8 * 3
 
 
 def test_batches_go_on_where_they_were(line, root, monkeypatch):
@@ -113,7 +113,7 @@ def test_searches(line, tmp_path):
   extra = {"search_visits": visits, "search_value": np.float32(0.25)}
   root = line.write(tmp_path, [line.make_episode(0, 4, **extra)])
   dataset = windows.select(root, line.SPEC, (), ("search_visits",))
-  unroll = windows.to_trajectory(line.SPEC, next(windows.make_batches(dataset, 2, 3, 0)(0)))
+  unroll = windows.to_trajectory(line.SPEC, [next(windows.make_batches(dataset, 2, 3, 0)(0))])
   np.testing.assert_array_equal(
     unroll.actor_outputs.search_visits, np.broadcast_to([1.0, 0, 0], (2, 3, 3))
   )
@@ -138,3 +138,44 @@ def test_data_that_can_not_be_learnt_from(line, root, tmp_path):
     windows.select(root, line.SPEC._replace(name="suite:Other"), ())
   with pytest.raises(config.InputError, match="is not a directory"):
     windows.select(str(tmp_path / "nowhere"), line.SPEC, ())
+
+
+def test_several_tasks(line, tmp_path):
+  other = line.SPEC._replace(
+    name="suite:Other",
+    observation=types.ArraySpec((2,), np.float32),
+    action=types.DiscreteActions(5),
+  )
+  spec = multitask.make_spec([line.SPEC, other], "both")
+  searched = line.make_episode(2, 4, search_value=np.float32(0.25))
+  batch = next(windows.make_batches(_open(line, tmp_path / "a", [searched]), 3, 2, 0)(0))
+  wide = line.make_episode(3, 4, policy_logits=np.full(5, 0.5, np.float16))
+  alone = {**wide.steps, "observation": wide.steps["observation/b"]}
+  del alone["observation/a"], alone["observation/b"]
+  root = line.write(tmp_path / "b", [wide._replace(steps=alone)])
+  theirs = next(windows.make_batches(data.open(root)["suite_line"], 3, 2, 0)(0))
+  unroll = jax.device_get(windows.to_trajectory(spec, [batch, theirs]))
+  observation, acted = unroll.timesteps.observation, unroll.actor_outputs
+  assert observation["task_id"].tolist() == [[0, 0, 1, 1]] * 4
+  assert observation["action_mask"][0].tolist() == [[True] * 3 + [False] * 2] * 2 + [[True] * 5] * 2
+  own = jax.device_get(windows.to_trajectory(line.SPEC, [batch]))
+  views = [
+    multitask.task_timestep(spec, types.map_batch(_columns(part), unroll).timesteps, task)
+    for task, part in enumerate((slice(0, 2), slice(2, 4)))
+  ]
+  jax.tree.map(np.testing.assert_array_equal, views[0], own.timesteps)
+  np.testing.assert_array_equal(np.swapaxes(views[1].observation, 0, 1), theirs["observation"])
+  np.testing.assert_array_equal(acted.logits[:, :2, :3], own.actor_outputs.logits)
+  assert (acted.logits[:, :2, 3:] < -1e8).all()
+  expected = np.swapaxes(theirs["policy_logits"], 0, 1)[:-1]
+  assert np.any(expected) and (acted.logits[:, 2:] == expected).all()
+  assert acted.action.shape == (3, 4) and acted.search_value is None
+  assert own.actor_outputs.search_value is not None
+
+
+def _open(line, root, episodes):
+  return windows.select(line.write(root, episodes), line.SPEC, ())
+
+
+def _columns(part):
+  return lambda axis, x: x[:, part] if axis else x[part]
