@@ -152,7 +152,9 @@ def to_trajectory(
   ]
   outputs = [trajectory.actor_outputs for trajectory in of_tasks]
   # Not every teacher searches: what not all have nobody has.
-  missing = {name: None for output in outputs for name, x in output._asdict().items() if x is None}
+  missing: dict[str, Any] = {
+    name: None for output in outputs for name, x in output._asdict().items() if x is None
+  }
   of_tasks = [
     trajectory._replace(actor_outputs=output._replace(**missing))
     for trajectory, output in zip(of_tasks, outputs, strict=True)
@@ -219,7 +221,7 @@ def _actor_output(acted: dict[str, types.Array]) -> types.ActorOutput:
     search_visits=visits,
     search_value=acted.get(schema.SEARCH_VALUE),
   )
-  teacher = {
+  teacher: dict[str, Any] = {
     name: _as_float(acted[name] if name in acted else acted.get(own))
     for name, own in _TEACHER_FIELDS.items()
     if name in output._fields
