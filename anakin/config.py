@@ -12,6 +12,8 @@ class AnakinConfig:
 
   takes_host_environments: ClassVar[bool] = False
   takes_several_seeds: ClassVar[bool] = True
+  plays: ClassVar[bool] = True
+  batch_field: ClassVar[str] = "num_environments"
 
   num_environments: int = 1024
   """Environments over all devices, for each seed."""

@@ -10,6 +10,7 @@ import importlib
 import json
 import pathlib
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import tyro
@@ -25,14 +26,17 @@ class MachineConfig(Protocol):
 
   takes_host_environments: ClassVar[bool]
   takes_several_seeds: ClassVar[bool]
+  # Whether it has environments, or only learns; and the field that says how large its batch is.
+  plays: ClassVar[bool]
+  batch_field: ClassVar[str]
   unroll_length: int
 
-  def preferred_devices(self, num_cores: int) -> int:
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
     """Returns how many virtual CPU devices to make where there is no accelerator."""
     ...
 
-  def check(self, num_devices: int, num_minibatches: int) -> None:
-    """Raises InputError for what can't be shared out over devices and minibatches."""
+  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
+    """Raises InputError for what can't be shared out over devices, minibatches and tasks."""
     ...
 
 
@@ -43,6 +47,7 @@ MachineConfigT = TypeVar("MachineConfigT", bound=MachineConfig)
 AGENTS = {
   "impala": ("podracer.agents.impala", "ImpalaConfig"),
   "muzero": ("podracer.agents.muzero", "MuZeroConfig"),
+  "distillation": ("podracer.agents.distillation", "DistillationConfig"),
 }
 # name -> (module of the configuration, its name); beside it lies `machine` with `make_machine` and `run`.
 ARCHITECTURES = {
@@ -52,6 +57,8 @@ ARCHITECTURES = {
 }
 
 CONFIG_FILE = "config.json"
+GENERALIST = "generalist"
+"""The agent of runs that only `podracer generalist` reads."""
 MAY_CHANGE = {"may_change": True}
 
 
@@ -65,9 +72,10 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   machine: Annotated[MachineConfigT, tyro.conf.arg(name="")]
   """The machine."""
   env: str = ""
-  """`suite:environment` (see `podracer envs`), or your own `package.module:function`."""
+  """`suite:environment` (see `podracer envs`), or your own `package.module:function`; several joined by +
+  are tasks that the agent learns together."""
   env_options: tuple[str, ...] = ()
-  """Options of the environment, each as name=value."""
+  """Options of the environment, each as name=value; those of task i of several as i.name=value."""
   agent: str = "impala"
   """The agent."""
   architecture: str = "anakin"
@@ -142,17 +150,40 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
       f"num_seeds={self.num_seeds}: {self.architecture} runs one seed at a time",
     )
     # The least there will be: more devices are only known once JAX has started.
-    num_devices = self.num_devices or self.machine.preferred_devices(1)
-    self.machine.check(num_devices, self.config.num_minibatches)
+    num_devices = self.num_devices or self.preferred_devices(1)
+    self.machine.check(num_devices, self.config.num_minibatches, self.num_tasks)
+    config_lib.check(
+      self.num_tasks == 1 or not self.record,
+      f"environment {self.env} has several tasks, which can't be recorded: record each by itself",
+    )
     self.config.check_unroll(self.machine.unroll_length)
+
+  @property
+  def num_tasks(self) -> int:
+    """Tasks that the name of the environment joins."""
+    return len(environments.split(self.env))
+
+  def preferred_devices(self, num_cores: int) -> int:
+    """Returns how many virtual CPU devices to make where there is no accelerator."""
+    return self.machine.preferred_devices(num_cores, self.num_tasks)
 
   def make_environment(self) -> Any:
     """Builds the environment: an `Environment`, or a `HostFactory`."""
     return environments.make(self.env, **parse_options(self.env_options))
 
-  def make_agent(self, spec: Any) -> Any:
-    """Builds the agent for an environment."""
-    return importlib.import_module(AGENTS[self.agent][0]).make_agent(self.config, spec)
+  def make_agent(self, spec: Any, config: Any = None, teachers: Sequence[Any] = ()) -> Any:
+    """Builds the agent for an environment.
+
+    Args:
+      spec: of the environment.
+      config: of the agent in place of this experiment's, one for evaluation say.
+      teachers: of an agent that learns from teachers; acting alone needs none.
+    """
+    make = importlib.import_module(AGENTS[self.agent][0]).make_agent
+    config = self.config if config is None else config
+    if isinstance(config, config_lib.StudentConfig):
+      return make(config, spec, teachers)
+    return make(config, spec)
 
 
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
@@ -207,6 +238,11 @@ def experiment_type(agent: str, architecture: str) -> Any:
   Raises:
     config.InputError: for an unknown agent or architecture, listing those there are.
   """
+  return ExperimentConfig[config_types(agent, architecture)]  # type: ignore[misc]
+
+
+def config_types(agent: str, architecture: str) -> tuple[Any, Any]:
+  """Returns the configuration types of an agent and a machine; see `experiment_type`."""
   types = []
   for kind, name, table in (
     ("agent", agent, AGENTS),
@@ -215,14 +251,14 @@ def experiment_type(agent: str, architecture: str) -> Any:
     config_lib.check(name in table, f"unknown {kind} {name}; there is: {', '.join(table)}")
     module, attribute = table[name]
     types.append(getattr(importlib.import_module(module), attribute))
-  return ExperimentConfig[types[0], types[1]]  # type: ignore[valid-type]
+  return types[0], types[1]
 
 
 def default_experiment(agent: str, architecture: str, env: str) -> ExperimentConfig[Any, Any]:
   """Returns the configuration for an environment before any flag: the agent's preset for it."""
   agent_type, machine_type = typing.get_args(experiment_type(agent, architecture))
   presets = importlib.import_module(f"{AGENTS[agent][0]}.presets").PRESETS
-  preset = next(values for pattern, values in presets if fnmatch.fnmatch(env, pattern))
+  preset = _preset(presets, env)
   agent_config = agent_type(**preset.get("config", {}))
   # The parts of an agent's configuration, `network` for one, stand beside it in a preset.
   parts = {
@@ -235,7 +271,7 @@ def default_experiment(agent: str, architecture: str, env: str) -> ExperimentCon
   machine = {name: value for name, value in preset.get("machine", {}).items() if name in fields}
   return ExperimentConfig(
     config=agent_config,
-    machine=machine_type(**machine),
+    machine=_shared_out(machine_type(**machine), len(environments.split(env))),
     env=env,
     agent=agent,
     architecture=architecture,
@@ -246,9 +282,36 @@ def default_experiment(agent: str, architecture: str, env: str) -> ExperimentCon
   )
 
 
+def _preset(presets: Any, env: str) -> dict[str, Any]:
+  """Returns the preset of an environment; of several tasks that of none, with the options of each."""
+
+  def find(name: str) -> dict[str, Any]:
+    return next(values for pattern, values in presets if fnmatch.fnmatch(name, pattern))
+
+  tasks = environments.split(env)
+  if len(tasks) == 1:
+    return find(env)
+  options = tuple(
+    f"{i}.{option}" for i, task in enumerate(tasks) for option in find(task).get("env_options", ())
+  )
+  # What only separates names fits no pattern of one environment.
+  return {**find(environments.TASK_SEPARATOR), "env_options": options}
+
+
+def _shared_out(machine: Any, num_tasks: int) -> Any:
+  """Returns the machine with a batch of which each task has a share that most devices divide."""
+  if num_tasks == 1:
+    return machine
+  step, size = 8 * num_tasks, getattr(machine, machine.batch_field)
+  return dataclasses.replace(machine, **{machine.batch_field: -(-size // step) * step})
+
+
 def default_workdir(env: str, agent: str) -> str:
   """Returns runs/<environment>-<agent>, or nothing where no environment is given."""
-  name = env.rpartition(":")[2].replace("/", "-")
+  names = [task.rpartition(":")[2].replace("/", "-") for task in environments.split(env)]
+  name = environments.TASK_SEPARATOR.join(names)
+  if len(names) > 1 and len(name) > 80:
+    name = f"{names[0]}{environments.TASK_SEPARATOR}{len(names) - 1}-tasks"
   return f"runs/{name}-{agent}" if name else ""
 
 
@@ -300,9 +363,24 @@ def read(workdir: str) -> ExperimentConfig[Any, Any]:
   config_lib.check(path.is_dir(), f"workdir {workdir} does not exist")
   config_lib.check(has_run(workdir), f"workdir {workdir} is not a run: it has no {CONFIG_FILE}")
   try:
-    return from_json(json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")), workdir)
+    values = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    made = None if values.get("agent") == GENERALIST else from_json(values, workdir)
   except (ValueError, TypeError, AttributeError) as error:
     raise config_lib.InputError(f"{path / CONFIG_FILE} cannot be read: {error}") from error
+  if made is None:
+    raise config_lib.InputError(
+      f"workdir {workdir} holds a generalist: podracer generalist evaluate, or load_policy(..., task=...)"
+    )
+  return made
+
+
+def to_play(experiment: ExperimentConfig[Any, Any]) -> ExperimentConfig[Any, Any]:
+  """Returns an experiment on a machine that plays: one that learns from data has the default one."""
+  if experiment.machine.plays:
+    return experiment
+  architecture = default_architecture(experiment.env)
+  made = default_experiment(experiment.agent, architecture, experiment.env)
+  return dataclasses.replace(experiment, architecture=architecture, machine=made.machine)
 
 
 def write(experiment: ExperimentConfig[Any, Any]) -> None:

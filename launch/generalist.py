@@ -19,7 +19,7 @@ from . import command_line, experiment, interrupts, run_files
 if TYPE_CHECKING:
   from . import policy
 
-NAME = "generalist"
+NAME = experiment.GENERALIST
 PROGRAM = "podracer generalist"
 EVERYTHING = "all"
 # The command's beginning, for the time to the first update.

@@ -13,10 +13,12 @@ RUN_ERROR = 1
 # name -> what it does; each is a module of this package with `main(args)`.
 COMMANDS = {
   "train": "train an agent, or go on with a run",
+  "distill": "train a student of trained agents",
   "evaluate": "play whole episodes with a trained agent",
   "watch": "render a video of a trained agent",
   "record": "write what a trained agent experiences as a dataset",
   "data": "look into recorded data, check it, merge it, export it",
+  "generalist": "train one network for many tasks from recorded data, and play them",
   "plot": "draw the learning curves of runs",
   "envs": "list the environments there are",
   "tune": "find the fastest settings of sebulba on this machine",

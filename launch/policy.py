@@ -9,7 +9,7 @@ from podracer import agent as agent_lib
 from podracer import checkpoint, host_environment, types
 from podracer import config as config_lib
 
-from . import experiment
+from . import experiment, teachers
 
 
 class Policy:
@@ -68,7 +68,16 @@ def _act(
 
 
 class LoadedRun:
-  """A run read back: its configuration, environment, agent and newest valid parameters."""
+  """A run read back: its configuration, environment, agent and newest valid parameters.
+
+  Attributes:
+    experiment: its configuration, on a machine that plays.
+    environment: that it was trained in.
+    factory: of the environment outside JAX.
+    agent: that acts by what it has learnt alone.
+    recording_agent: the same, that also says what its teachers would do if it has any.
+    env_steps: environment steps it was trained for.
+  """
 
   def __init__(self, workdir: str, search: bool = True):
     """Reads a run.
@@ -82,12 +91,19 @@ class LoadedRun:
         doesn't search.
       checkpoint.CheckpointError: if all its checkpoints are bad.
     """
-    self.experiment = experiment.read(workdir)
+    self.experiment = experiment.to_play(experiment.read(workdir))
     self.environment = self.experiment.make_environment()
     self.factory = host_environment.as_factory(self.environment)
-    self.agent = self.experiment.make_agent(self.environment.spec)
+    config = self.experiment.config.for_evaluation()
+    members = teachers.shapes(self.experiment)
+    self.agent = self.experiment.make_agent(self.environment.spec, config, members)
+    self.recording_agent = self.agent
+    if config.for_recording() != config:
+      self.recording_agent = self.experiment.make_agent(
+        self.environment.spec, config.for_recording(), members
+      )
     if not search:
-      self.agent = agent_lib.without_search(self.agent)
+      self.agent = self.recording_agent = agent_lib.without_search(self.agent)
     one = jax.eval_shape(self.agent.init, jax.random.key(0))
     seeds = (self.experiment.num_seeds,) if self.experiment.num_seeds > 1 else ()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -112,7 +128,13 @@ class LoadedRun:
 
 
 def load_policy(
-  workdir: str, *, greedy: bool = True, search: bool = True, seed_index: int = 0, seed: int = 0
+  workdir: str,
+  *,
+  greedy: bool = True,
+  search: bool = True,
+  seed_index: int = 0,
+  seed: int = 0,
+  task: str = "",
 ) -> Policy:
   """Loads the newest valid policy of a run.
 
@@ -122,6 +144,7 @@ def load_policy(
     search: False lets an agent that searches act by its network alone.
     seed_index: which of the run's `num_seeds` policies.
     seed: of the sampling.
+    task: of a generalist, the one to act in.
 
   Returns:
     `policy(timestep, state) -> (action, state)`, with `policy.initial_state(batch_size)`.
@@ -131,6 +154,10 @@ def load_policy(
       doesn't search.
     checkpoint.CheckpointError: if all its checkpoints are bad.
   """
+  if task:
+    from . import generalist
+
+    return generalist.load_policy(workdir, task, greedy=greedy, seed=seed)
   loaded = LoadedRun(workdir, search)
   return Policy(
     loaded.agent,

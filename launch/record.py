@@ -63,8 +63,12 @@ class RecordConfig:
 def main(args: Sequence[str]) -> None:
   """Runs the command."""
   wanted: RecordConfig = command_line.parse(RecordConfig, "podracer record", args)
-  saved = experiment.read(wanted.workdir)
+  saved = experiment.to_play(experiment.read(wanted.workdir))
   saved.check()
+  config.check(
+    saved.num_tasks == 1,
+    f"environment {saved.env} has several tasks, which can't be recorded: record each by itself",
+  )
   config.check(
     wanted.seed_index < saved.num_seeds,
     f"seed_index must be 0 .. {saved.num_seeds - 1}, got {wanted.seed_index}",
@@ -95,7 +99,7 @@ class _Recording:
     self.loaded = policy.LoadedRun(wanted.workdir, wanted.search)
     self.params = self.loaded.params(wanted.seed_index)
     spec: types.EnvironmentSpec = self.loaded.environment.spec
-    output, _ = agent_lib.output_shapes(self.loaded.agent, spec, 1)
+    output, _ = agent_lib.output_shapes(self.loaded.recording_agent, spec, 1)
     self.frame_stack = self.loaded.factory.frame_stack
     self.task = schema.task_id(spec.name)
     self.writer_id = f"w{wanted.writer:03d}"
@@ -108,6 +112,7 @@ class _Recording:
       phase="eval",
       policy_mode=self._policy_mode(),
       writer_id=self.writer_id,
+      control="teacher" if output.teacher_action is None else "student",
     )
     self.metadata["teacher_id"] = (
       f"{self.loaded.experiment.agent}-{self.metadata['teacher_checkpoint'][:12]}"
@@ -210,7 +215,7 @@ class _Recording:
       frame_stack=self.frame_stack,
     )
     unrolls = module.unrolls(
-      self.loaded.agent,
+      self.loaded.recording_agent,
       self.loaded.environment,
       self.params,
       dataclasses.replace(

@@ -20,6 +20,7 @@ from . import (
   interrupts,
   run_files,
   search_cost,
+  teachers,
 )
 
 Experiment = experiment.ExperimentConfig[Any, Any]
@@ -50,22 +51,27 @@ class _Run:
 
   def __init__(self, wanted: Experiment, signals: interrupts.Interrupts, start: float):
     self.signals, self.start = signals, start
-    devices = host.start_jax(wanted.num_devices, wanted.machine.preferred_devices)
+    devices = host.start_jax(wanted.num_devices, wanted.preferred_devices)
     # Resolved, so that the run goes on with as many wherever it is resumed.
     self.experiment = dataclasses.replace(wanted, num_devices=len(devices))
     environment = self.experiment.make_environment()
     self.factory = host_environment.as_factory(environment)
-    self.agent = self.experiment.make_agent(environment.spec)
+    config = self.experiment.config
+    config = config.for_recording() if wanted.record else config
+    members = teachers.load(self.experiment)
+    self.agent = self.experiment.make_agent(environment.spec, config, members)
     self.recorder: expert_data.TrainingRecorder | None = None
     self.machine = experiment.make_machine(self.experiment, self.agent, environment, devices)
+    player = self.experiment.make_agent(environment.spec, config.for_evaluation())
     self.evaluate = evaluation.make_evaluator(
-      self.agent,
+      player,
       environment,
       num_episodes=wanted.evaluate_episodes,
       greedy=wanted.evaluate_mode == "greedy",
     )
     with command_line.disk_errors(wanted.workdir):
       experiment.write(self.experiment)
+      teachers.keep(self.experiment)
       self.checkpointer = checkpoint.Checkpointer(
         pathlib.Path(wanted.workdir) / "checkpoints", max_to_keep=wanted.max_checkpoints
       )
@@ -207,14 +213,11 @@ class _Run:
       if result is None:
         return None
       results.append(result)
-    together = results[0]._replace(
-      returns=np.concatenate([r.returns for r in results]),
-      lengths=np.concatenate([r.lengths for r in results]),
-      num_cut=sum(r.num_cut for r in results),
-    )
-    summary = together.summary()
+    summary = evaluation.together(results).summary()
     names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
     row.update({f"evaluation/{name}": summary[name] for name in names})
+    for task, values in summary.get("tasks", {}).items():
+      row[f"task/{task}/evaluation/return_mean"] = values["return_mean"]
     if wanted.num_seeds > 1:
       summary["seeds/return_mean"] = [float(np.mean(r.returns)) for r in results]
       row["seeds/evaluation/return_mean"] = summary["seeds/return_mean"]
@@ -285,4 +288,7 @@ def evaluation_line(summary: dict[str, Any]) -> str:
   if "seeds/return_mean" in summary:
     means = ", ".join(f"{mean:.2f}" for mean in summary["seeds/return_mean"])
     text += f"; by seed {means}"
+  if "tasks" in summary:
+    parts = (f"{name} {values['return_mean']:.2f}" for name, values in summary["tasks"].items())
+    text += f"; by task {', '.join(parts)}"
   return text

@@ -6,11 +6,11 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from podracer import config as config_lib
 
-from . import command_line, experiment, interrupts
+from . import command_line, experiment, interrupts, teachers
 
 PROGRAM = "podracer train"
 # The command's beginning, for the time to the first update.
@@ -19,14 +19,23 @@ START = time.perf_counter()
 
 def main(args: Sequence[str]) -> None:
   """Runs the command."""
-  wanted = parse(args)
+  start(PROGRAM, parse(args))
+
+
+def start(program: str, wanted: experiment.ExperimentConfig[Any, Any]) -> NoReturn:
+  """Trains, and exits with the code of the run.
+
+  Args:
+    program: the words of the command, for messages.
+    wanted: a checked configuration.
+  """
   # Before JAX: an interrupt that is raised while a library is imported may be swallowed there.
   with interrupts.Interrupts() as signals:
     # Only here does JAX come in: what a person gets wrong is answered before.
     from . import run
 
     if signals.requested:
-      print(f"{PROGRAM}: interrupted before training began", file=sys.stderr)
+      print(f"{program}: interrupted before training began", file=sys.stderr)
       sys.exit(signals.exit_code)
     code = run.run(wanted, START, signals)
   sys.exit(code)
@@ -56,10 +65,30 @@ def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:
     architecture = architecture or experiment.default_architecture(env)
     base = experiment.default_experiment(agent or "impala", architecture, env)
   cls = experiment.experiment_type(base.agent, base.architecture)
-  wanted = command_line.parse(cls, PROGRAM, args, default=base)
+  return settle(command_line.parse(cls, PROGRAM, args, default=base), base, workdir, resumes)
+
+
+def settle(
+  wanted: experiment.ExperimentConfig[Any, Any],
+  base: experiment.ExperimentConfig[Any, Any],
+  workdir: str,
+  resumes: bool,
+) -> experiment.ExperimentConfig[Any, Any]:
+  """Returns a parsed configuration once all of it is checked.
+
+  Args:
+    wanted: as parsed.
+    base: the configuration before any flag; that of the run, if it goes on.
+    workdir: of the run.
+    resumes: whether the run that is there goes on.
+
+  Raises:
+    config.InputError: for a configuration that can't work, or differs from that of the run.
+  """
   options = experiment.merge_options(base.env_options, wanted.env_options)
   wanted = dataclasses.replace(wanted, workdir=workdir, env_options=options)
   wanted.check()
+  teachers.check(wanted)
   _check_workdir(workdir)
   if resumes:
     changed = experiment.differences(base, wanted)

@@ -42,6 +42,8 @@ class Agent(NamedTuple):
       else None.
     reanalyse: (params, key, trajectory `[T+1, B, ...]`) -> trajectory whose search results are those of
       new searches; None of an agent that doesn't search.
+    frozen: names of the entries of `params`, then a dict, that no gradient reaches: the learner keeps no
+      optimiser state and no target of them. `update_statistics` may move them.
   """
 
   init: Callable[[types.Key], types.Params]
@@ -51,6 +53,40 @@ class Agent(NamedTuple):
   update_statistics: Callable[[types.Params, Any], types.Params] | None = None
   act_by_prior: Callable[..., tuple[types.ActorOutput, types.State]] | None = None
   reanalyse: Callable[[types.Params, types.Key, types.Trajectory], types.Trajectory] | None = None
+  frozen: tuple[str, ...] = ()
+
+
+class Teacher(NamedTuple):
+  """A trained agent from which a student learns.
+
+  Attributes:
+    agent: that teaches; its `act` says what it would do.
+    params: its parameters without what `agent.frozen` names. jax.ShapeDtypeStruct stand for arrays that
+      will come from the student's own checkpoint.
+    spec: of the environment it was trained in.
+    task: number of the task that it teaches, 0 where the student's environment has one; None for all
+      tasks of the student's environment, in which it was trained as a whole.
+    action_distribution: over continuous actions, see `distributions.make_distribution`.
+  """
+
+  agent: Agent
+  params: types.Params
+  spec: types.EnvironmentSpec
+  task: int | None = 0
+  action_distribution: str = "gaussian"
+
+
+def split_frozen(agent: Agent, params: types.Params) -> tuple[types.Params, dict[str, Any]]:
+  """Returns what gradients reach, and the entries they don't; `merge_frozen` puts them together."""
+  if not agent.frozen:
+    return params, {}
+  frozen = {name: params[name] for name in agent.frozen}
+  return {name: value for name, value in params.items() if name not in frozen}, frozen
+
+
+def merge_frozen(params: types.Params, frozen: dict[str, Any]) -> types.Params:
+  """Returns the parameters that `split_frozen` took apart."""
+  return {**params, **frozen} if frozen else params
 
 
 def without_search(agent: Agent) -> Agent:

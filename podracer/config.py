@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 
 class InputError(ValueError):
@@ -114,6 +114,25 @@ class LearnerConfig:
   def warnings(self) -> tuple[str, ...]:
     """Returns a line for each setting that is allowed, and known to be slow or to learn badly."""
     return ()
+
+  def for_evaluation(self) -> Self:
+    """Returns the configuration with which the agent acts by what it has learnt, and nothing else."""
+    return self
+
+  def for_recording(self) -> Self:
+    """Returns the configuration with which acting also says all that is to be recorded."""
+    return self
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig(LearnerConfig):
+  """The learner of an agent that learns from teachers: its `make_agent` also takes these."""
+
+  teachers: tuple[str, ...] = ()
+  """Directories of the teachers' runs, each of one of the environment's tasks; `runs/a#2` takes the policy
+  number 2 of a run with several seeds. Their parameters become a part of the student's checkpoints."""
+  teacher_search: bool = True
+  """Whether a teacher that searches does, or teaches the policy of its network."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ class LearnerState(NamedTuple):
 
   Attributes:
     params: the agent's.
-    target_params: a copy that follows them, or None.
-    optimizer_state: optax's.
+    target_params: a copy that follows them, or None; `Agent.frozen` is not in it.
+    optimizer_state: optax's, of what is not frozen.
     num_updates: int32, trajectories learnt from.
     num_refused: int32, gradient steps refused in a row.
     replay: unrolls kept to be learnt from, `[num_devices, ...]`, the only part that each device has of
@@ -125,12 +125,13 @@ def make_learner(
 
   def init(key: types.Key) -> LearnerState:
     params = agent.init(key)
+    trained, _ = agent_lib.split_frozen(agent, params)
     # A copy: donated state must not hold one buffer twice.
-    target_params = None if config.target_update == "none" else jax.tree.map(jnp.copy, params)
+    target_params = None if config.target_update == "none" else jax.tree.map(jnp.copy, trained)
     return LearnerState(
       params=params,
       target_params=target_params,
-      optimizer_state=optimizer.init(params),
+      optimizer_state=optimizer.init(trained),
       num_updates=jnp.zeros((), jnp.int32),
       num_refused=jnp.zeros((), jnp.int32),
       replay=_of_all(replay.init(unroll), num_devices) if replay and unroll else (),
@@ -139,10 +140,13 @@ def make_learner(
   def gradient_step(
     state: LearnerState, key: types.Key, trajectory: types.Trajectory
   ) -> tuple[LearnerState, types.Metrics, types.Array | None]:
-    target_params = state.params if state.target_params is None else state.target_params
-    (loss, info), gradient = jax.value_and_grad(agent.loss, has_aux=True)(
-      state.params, target_params, key, trajectory
-    )
+    trained, frozen = agent_lib.split_frozen(agent, state.params)
+    target_params = _target_params(agent, state)
+
+    def loss_of(trained: types.Params) -> tuple[types.Array, agent_lib.LossInfo]:
+      return agent.loss(agent_lib.merge_frozen(trained, frozen), target_params, key, trajectory)
+
+    (loss, info), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
     metrics = {"loss/total": loss, **info.metrics}
     statistics = info.statistics
     if axis_name is not None:
@@ -150,13 +154,13 @@ def make_learner(
     metrics["gradient_norm"] = optax.tree.norm(gradient)
     accept = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["loss/total"])
 
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
+    params = agent_lib.merge_frozen(optax.apply_updates(trained, updates), frozen)
     if agent.update_statistics is not None:
       params = agent.update_statistics(params, statistics)
     # Refusing keeps the state as it was: one NaN in the parameters would be there for ever.
     params, optimizer_state = jax.tree.map(
-      lambda new, old: jnp.where(accept, new, old),
+      lambda new, old: new if new is old else jnp.where(accept, new, old),
       (params, optimizer_state),
       (state.params, state.optimizer_state),
     )
@@ -182,7 +186,7 @@ def make_learner(
     else:
       state, metrics = _minibatch_updates(config, gradient_step, state, key, trajectory)
     state = state._replace(num_updates=state.num_updates + 1)
-    return state._replace(target_params=_updated_target(config, state)), metrics
+    return state._replace(target_params=_updated_target(agent, config, state)), metrics
 
   state = jax.eval_shape(init, jax.random.key(0))
   replay_bytes = (
@@ -365,7 +369,7 @@ def _reanalysed(
   num_fresh = round(config.reanalyse_fraction * batch_size)
   if agent.reanalyse is None or not num_fresh:
     return trajectory
-  params = state.params if state.target_params is None else state.target_params
+  params = _target_params(agent, state)
   # Which unrolls were drawn is random, so the first of them are.
   fresh, rest = (
     types.map_batch(
@@ -377,15 +381,26 @@ def _reanalysed(
   return types.map_batch(lambda axis, *xs: jnp.concatenate(xs, axis=axis), fresh, rest)
 
 
-def _updated_target(config: config_lib.LearnerConfig, state: LearnerState) -> types.Params | None:
+def _target_params(agent: agent_lib.Agent, state: LearnerState) -> types.Params:
+  """Returns the target parameters as the agent's functions take them."""
+  if state.target_params is None:
+    return state.params
+  _, frozen = agent_lib.split_frozen(agent, state.params)
+  return agent_lib.merge_frozen(state.target_params, frozen)
+
+
+def _updated_target(
+  agent: agent_lib.Agent, config: config_lib.LearnerConfig, state: LearnerState
+) -> types.Params | None:
   if config.target_update == "none":
     return None
+  trained, _ = agent_lib.split_frozen(agent, state.params)
   if config.target_update == "polyak":
     return optax.incremental_update(
-      state.params, state.target_params, step_size=config.target_update_rate
+      trained, state.target_params, step_size=config.target_update_rate
     )
   return optax.periodic_update(
-    state.params, state.target_params, state.num_updates, config.target_update_period
+    trained, state.target_params, state.num_updates, config.target_update_period
   )
 
 

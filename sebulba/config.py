@@ -15,6 +15,8 @@ class SebulbaConfig:
 
   takes_host_environments: ClassVar[bool] = True
   takes_several_seeds: ClassVar[bool] = False
+  plays: ClassVar[bool] = True
+  batch_field: ClassVar[str] = "num_environments"
 
   num_environments: int = 64
   """Environments over all actor threads."""

@@ -114,6 +114,9 @@ def parse(words):
   command_line.check_choice("command", words[0], tuple(main_lib.COMMANDS))
   module = importlib.import_module(f"podracer.launch.{words[0]}")
   if hasattr(module, "parse"):
+    for word in words:
+      if word.startswith("--teacher="):
+        make_run(word.partition("=")[2].partition("#")[0])
     if words[0] == "train" and command_line.peek(words, "env") is None and "--help" not in words:
       make_run(command_line.peek(words, "workdir"))
     module.parse(words[1:])

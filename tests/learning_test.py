@@ -86,6 +86,36 @@ def test_muzero_on_sebulba(tmp_path, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_student_plays_as_its_teacher(tmp_path, seed):
+  """Of a quarter of the width, and later faster than from reward alone: kickstarted."""
+  env = "gymnax:Catch-bsuite"
+  (teacher,) = train(tmp_path / "teacher", env, 500_000, f"--seed={seed}", num_seeds=1)
+  small = ("--config.network.hidden_sizes", "16", f"--seed={seed}")
+  (student,) = distill(tmp_path, "student", 300_000, *small)
+  (kickstarted,) = distill(tmp_path, "kickstarted", 300_000, "--kickstart", *small)
+  assert teacher >= 0.95
+  assert min(student, kickstarted) >= 0.95 * teacher
+
+
+def distill(root, name, num_env_steps, *flags):
+  """Trains a student of the run `teacher` in the same directory; returns its evaluation."""
+  command = [
+    sys.executable,
+    "-m",
+    "podracer.launch.main",
+    "distill",
+    f"--teacher={root / 'teacher'}",
+  ]
+  command += [f"--workdir={root / name}", f"--num_env_steps={num_env_steps}", *flags]
+  result = subprocess.run(command, capture_output=True, text=True)
+  assert result.returncode == 0, result.stdout + result.stderr
+  evaluation = json.loads((root / name / "evaluation.json").read_text())
+  print(name, evaluation["return_mean"])
+  return [evaluation["return_mean"]]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_muzero_plays_tic_tac_toe(tmp_path):
   """It never loses to a random player in 200 games, and draws against a perfect one."""

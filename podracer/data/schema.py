@@ -28,6 +28,9 @@ VALUE = "value"
 BEHAVIOUR_LOG_PROB = "behaviour_log_prob"
 SEARCH_VISITS = "search_visits"
 SEARCH_VALUE = "search_value"
+TEACHER_LOGITS = "teacher_logits"
+TEACHER_VALUE = "teacher_value"
+TEACHER_ACTION = "teacher_action"
 
 VISITS_SCALE = 65535
 """`search_visits` are shares of the simulations, stored as uint16 in units of 1 / VISITS_SCALE."""
@@ -93,6 +96,9 @@ ACTOR_FIELDS = {
   BEHAVIOUR_LOG_PROB: "float32",
   SEARCH_VISITS: "uint16",
   SEARCH_VALUE: "float32",
+  TEACHER_LOGITS: "float16",
+  TEACHER_VALUE: "float32",
+  TEACHER_ACTION: "",
 }
 _ACTOR_NAMES = {POLICY_LOGITS: "logits", BEHAVIOUR_LOG_PROB: "log_prob"}
 
@@ -111,7 +117,7 @@ def actor_fields(output: "types.ActorOutput") -> dict[str, np.ndarray]:
     value = np.asarray(value)
     if name == SEARCH_VISITS:
       value = np.rint(value * VISITS_SCALE)
-    elif name == POLICY_LOGITS:
+    elif name in (POLICY_LOGITS, TEACHER_LOGITS):
       # The logits of actions that are not allowed are below what half precision holds.
       value = np.maximum(value, np.finfo(np.float16).min)
     fields[name] = value.astype(dtype) if dtype else value

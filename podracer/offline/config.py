@@ -12,6 +12,8 @@ class OfflineConfig:
 
   takes_host_environments: ClassVar[bool] = True
   takes_several_seeds: ClassVar[bool] = False
+  plays: ClassVar[bool] = False
+  batch_field: ClassVar[str] = "num_windows"
 
   data: str = ""
   """The collection of expert data to learn from (`podracer record` makes one)."""

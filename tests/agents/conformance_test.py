@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import testing, types
-from podracer.agents import muzero
+from podracer.agents import impala, muzero
 from podracer.anakin import rollout
 from podracer.launch import experiment
 
@@ -59,6 +60,11 @@ VARIANTS = {
   "impala": ({}, {"popart": True, "entropy": "adaptive"}, {"action_distribution": "tanh_gaussian"}),
   "muzero": ({}, {"search": muzero.SearchConfig(policy="muzero", temperature_steps=100)}),
 }
+VARIANTS["distillation"] = (
+  {},
+  {"popart": True, "teacher_inference": "actor", "reinforcement_cost": 1.0},
+  {"control": "mixture", "action_distribution": "tanh_gaussian", "policy_loss": "reverse_kl"},
+)
 # What an agent takes, where it doesn't take everything.
 TAKES = {"muzero": (("feed_forward",), ("discrete", "masked"))}
 CASES = [
@@ -70,6 +76,21 @@ CASES = [
 ]
 
 
+def make_teachers(config, network, spec):
+  """Returns what `make_agent` of a student takes beside what every agent does."""
+  if not isinstance(config, config_lib.StudentConfig):
+    return ()
+  teacher_config = impala.ImpalaConfig(
+    network=config_lib.NetworkConfig(**NETWORKS[network]),
+    action_distribution=config.action_distribution,
+  )
+  teacher = impala.make_agent(teacher_config, spec)
+  # Another policy than the student's also where the observation is 0.
+  params = jax.tree.map(lambda x: x + 0.1, teacher.init(jax.random.key(9)))
+  kind = config.action_distribution
+  return ((agent_lib.Teacher(teacher, params, spec, action_distribution=kind),),)
+
+
 @functools.cache
 def make(name, variant, network, environment):
   """Returns an agent, its parameters, and an unroll of it."""
@@ -79,7 +100,7 @@ def make(name, variant, network, environment):
     network=config_lib.NetworkConfig(**NETWORKS[network]), **VARIANTS[name][variant]
   )
   env = ENVIRONMENTS[environment]
-  agent = module.make_agent(config, env.spec)
+  agent = module.make_agent(config, env.spec, *make_teachers(config, network, env.spec))
   params = jax.jit(agent.init)(jax.random.key(0))
   state = rollout.initial_state(agent, env, jax.random.split(jax.random.key(1), BATCH))
   unroll = jax.jit(lambda p, k, s: rollout.unroll(agent, env, p, k, s, LENGTH))
@@ -117,11 +138,25 @@ def check_actor_outputs(outputs, spec):
     assert np.all(np.isfinite(leaf))
 
 
+def split(agent, params):
+  return agent_lib.split_frozen(agent, params)
+
+
+def of_trained(agent):
+  """Returns the loss as a function of what gradients reach, and of what they don't."""
+
+  def loss(trained, frozen, key, trajectory):
+    params = agent_lib.merge_frozen(trained, frozen)
+    return agent.loss(params, params, key, trajectory)
+
+  return loss
+
+
 def check_loss(agent, params, trajectory):
   """Finite, of a gradient for every trained leaf, and the mean of the losses of the streams."""
-  gradient_of = jax.jit(jax.value_and_grad(agent.loss, has_aux=True))
+  gradient_of = jax.jit(jax.value_and_grad(of_trained(agent), has_aux=True))
   key = jax.random.key(4)
-  (loss, info), gradient = gradient_of(params, params, key, trajectory)
+  (loss, info), gradient = gradient_of(*split(agent, params), key, trajectory)
   assert loss.shape == () and np.isfinite(loss)
   assert all(np.isfinite(value) and value.shape == () for value in info.metrics.values())
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
@@ -134,7 +169,7 @@ def check_loss(agent, params, trajectory):
     )
     for i in (0, 2)
   ]
-  parts = [gradient_of(params, params, key, half) for half in halves]
+  parts = [gradient_of(*split(agent, params), key, half) for half in halves]
   np.testing.assert_allclose(loss, np.mean([part[0][0] for part in parts]), rtol=1e-4, atol=1e-6)
   jax.tree.map(
     lambda whole, a, b: np.testing.assert_allclose(whole, (a + b) / 2, rtol=1e-3, atol=1e-5),
@@ -162,8 +197,9 @@ def test_what_happens_in_a_reset_is_not_learnt_from(name):
       log_prob=jnp.where(is_reset, -50.0, outputs.log_prob),
     ),
   )
-  gradient_of = jax.jit(jax.grad(agent.loss, has_aux=True))
-  plain, changed = (gradient_of(params, params, jax.random.key(0), t)[0] for t in (trajectory, odd))
+  gradient_of = jax.jit(jax.grad(of_trained(agent), has_aux=True))
+  key = jax.random.key(0)
+  plain, changed = (gradient_of(*split(agent, params), key, t)[0] for t in (trajectory, odd))
   jax.tree.map(np.testing.assert_array_equal, plain, changed)
 
 

@@ -9,6 +9,7 @@ import pytest
 from podracer.launch import main as main_lib
 
 CATCH = ("train", "--env=gymnax:Catch-bsuite")
+TASKS = ("train", "--env=gymnax:Catch-bsuite+gymnax:CartPole-v1")
 MUZERO = (*CATCH, "--agent=muzero")
 
 # arguments, what the line must contain
@@ -32,6 +33,17 @@ CASES = [
   ((*CATCH, "--num_environments=0"), "num_environments must be above 0"),
   ((*CATCH, "--num_environments=10", "--num_devices=4"), "not divisible by the 4 devices"),
   ((*CATCH, "--num_environments=10", "--config.num_minibatches=4"), "does not divide the 10"),
+  (
+    ("train", "--env=gymnax:Catch-bsuite+gymnax:CatPole-v1"),
+    "unknown environment gymnax:CatPole-v1",
+  ),
+  (("train", "--env=gymnax:Catch-bsuite+"), "a name is missing beside a +"),
+  ((*TASKS, "--num_environments=6", "--num_devices=2"), "by the 2 tasks; take a multiple of 4"),
+  ((*TASKS, "--record=0.5"), "has several tasks, which can't be recorded"),
+  (
+    (*TASKS, "--architecture=sebulba", "--environment_mode=async"),
+    "environment_mode=async is for environments of one task",
+  ),
   ((*CATCH, "--seed=-1"), "seed must be at least 0, got -1"),
   ((*CATCH, "--num_env_steps=0"), "num_env_steps must be above 0"),
   ((*CATCH, "--max_checkpoints=1"), "max_checkpoints must be at least 2"),

@@ -191,3 +191,25 @@ def test_env_options_reach_the_environment():
     state, outcome = environment.step(jax.random.key(0), state, 0)
     num_steps, is_over = num_steps + 1, bool(outcome.terminated)
   assert num_steps == 7
+
+
+def test_several_tasks_have_the_general_preset_and_equal_shares():
+  general = make("my_package.my_module:make")
+  two, three = (make("+".join([CATCH] * n)) for n in (2, 3))
+  assert two.config == three.config == general.config
+  assert (two.machine.num_environments, three.machine.num_environments) == (64, 72)
+  assert three.workdir == "runs/Catch-bsuite+Catch-bsuite+Catch-bsuite-impala"
+  assert experiment.default_workdir("+".join([CATCH] * 40), "impala") == (
+    "runs/Catch-bsuite+39-tasks-impala"
+  )
+  assert three.preferred_devices(2) == 2
+  three.check()
+
+
+def test_several_tasks_have_the_environment_options_of_each():
+  made = experiment.default_experiment("impala", "sebulba", f"{CATCH}+envpool:Pong-v5")
+  assert "1.stack_num=4" in made.env_options
+  assert all(option.startswith("1.") for option in made.env_options)
+  assert experiment.default_architecture(made.env) == "sebulba"
+  with pytest.raises(config_lib.InputError, match="runs on the host, which takes"):
+    make(f"{CATCH}+envpool:Pong-v5").check()

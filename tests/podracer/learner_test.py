@@ -142,3 +142,49 @@ def test_a_linear_schedule_ends_at_zero():
     state, _ = made.update(state, KEY, trajectory([1.0]))
     values.append(float(state.params["w"]))
   np.testing.assert_allclose(values, [0.9, 0.85, 0.85], rtol=1e-6)
+
+
+def frozen_agent():
+  """The linear agent whose loss also has a factor that no gradient reaches, and which counts steps."""
+
+  def loss(params, target_params, key, trajectory):
+    value, info = linear_agent().loss(params, target_params, key, trajectory)
+    metrics = {**info.metrics, "loss/target_factor": target_params["factor"]["w"]}
+    return params["factor"]["w"] * value, info._replace(metrics=metrics)
+
+  return linear_agent(
+    update_statistics=lambda params, mean: {**params, "count": params["count"] + 1},
+    frozen=("factor", "count"),
+  )._replace(
+    init=lambda key: {
+      "w": jnp.asarray(1.0),
+      "factor": {"w": jnp.asarray(3.0)},
+      "count": jnp.zeros((), jnp.int32),
+    },
+    loss=loss,
+  )
+
+
+@pytest.mark.parametrize("target_update", ["none", "periodic", "polyak"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_no_gradient_reaches_what_is_frozen(target_update, optimizer):
+  options = {"target_update": target_update, "target_update_period": 1, "optimizer": optimizer}
+  made = learner.make_learner(frozen_agent(), sgd(**options))
+  start = made.init(KEY)
+  state, sums = jax.jit(made.update)(start, KEY, trajectory([2.0]))
+  assert state.params["factor"]["w"] == 3.0 and state.params["count"] == 1
+  assert sums["loss/target_factor"] == 3.0 and sums["gradient_norm"] == 6.0
+  if optimizer == "sgd":
+    np.testing.assert_allclose(state.params["w"], 1.0 - 0.1 * 3.0 * 2.0, rtol=1e-6)
+  # Two moments of one number, and counts.
+  assert sum(x.size for x in jax.tree.leaves(start.optimizer_state)) <= 4
+  if target_update == "none":
+    assert state.target_params is None
+  else:
+    assert set(state.target_params) == {"w"}
+
+
+def test_a_refused_step_counts_nothing_of_what_is_frozen():
+  made = learner.make_learner(frozen_agent(), sgd())
+  state, _ = jax.jit(made.update)(made.init(KEY), KEY, trajectory([jnp.nan]))
+  assert state.params["count"] == 0 and state.num_refused == 1
