@@ -31,6 +31,8 @@ EXPORTS = {
   "hdf5": ["h5py"],
 }
 DATA = sorted({need for needs in EXPORTS.values() for need in needs})
+# What makes the notebooks of their scripts, and runs them.
+NOTEBOOKS = ["ipykernel", "jupytext", "nbclient", "nbformat"]
 ENVIRONMENTS = sorted({requirement for needs in SUITES.values() for requirement in needs})
 
 setuptools.setup(
@@ -83,10 +85,12 @@ setuptools.setup(
     "environments": ENVIRONMENTS,
     **EXPORTS,
     "data": DATA,
+    "notebooks": NOTEBOOKS,
     "wandb": ["wandb"],
     "test": [
       *ENVIRONMENTS,
       *DATA,
+      *NOTEBOOKS,
       "build",
       "datasets>=3",
       "tensorflow-datasets>=4.9.8",
