@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 import math
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,7 @@ class Display:
       num_seeds: runs side by side, each of which takes that many; a speed is that of all together.
       console: standard output by default.
     """
+    self._is_live = console.is_terminal if console else sys.stdout.isatty()
     self.console = console or rich.console.Console(highlight=False, soft_wrap=True)
     self._total, self._completed, self._num_seeds = total, completed, num_seeds
     self._last_line = -math.inf
@@ -38,7 +40,7 @@ class Display:
       rich.progress.TextColumn("{task.fields[text]}"),
       rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
       console=self.console,
-      disable=not self.console.is_terminal,
+      disable=not self._is_live,
       refresh_per_second=4,
     )
     self._task = self._progress.add_task("", total=total, completed=completed, text="compiling ...")
@@ -74,7 +76,7 @@ class Display:
     if note:
       text += f"  {note.partition(';')[0]}"
     self._progress.update(self._task, completed=self._completed, text=text)
-    if self.console.is_terminal:
+    if self._is_live:
       return
     now = time.monotonic()
     if now - self._last_line >= LINE_PERIOD_SECONDS or "evaluation/return_mean" in row:

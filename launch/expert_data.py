@@ -71,6 +71,7 @@ class TrainingRecorder:
         task=task,
         teacher_id=self._name,
         phase="train",
+        control=getattr(saved.config, "control", "teacher"),
         policy_mode="sample",
         writer_id="w000",
       ),

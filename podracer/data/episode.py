@@ -44,7 +44,7 @@ METADATA: dict[str, type] = {
   "teacher_step": int,  # Environment steps that the teacher was trained for.
   "phase": str,  # train or eval
   "policy_mode": str,  # sample, greedy or search:<simulations>
-  "control": str,  # teacher or student
+  "control": str,  # teacher, student or mixture
   "episode_return": float,
   "episode_length": int,
   "frame_skip": int,
