@@ -52,7 +52,8 @@ def decode_action(
     key: of the sampling.
     timestep: `[B, ...]`.
     cache: of what was before it.
-    explore: True samples, False takes the likeliest token.
+    explore: True samples, False takes the likeliest token; of a continuous action the mean, for the
+      likeliest of bins that are wide where values are large is no likely value.
 
   Returns:
     What the agent says, and the cache with the whole step. At a LAST time step, whose action is ignored,
@@ -69,9 +70,12 @@ def decode_action(
   for dimension, token_key in enumerate(jax.random.split(key, layout.action_size)):
     scores: Any = decoder.apply(params, hidden[:, -1], method="logits")
     logits.append(distributions.mask_logits(scores, valid[:, dimension]))
-    token = (
-      jax.random.categorical(token_key, logits[-1]) if explore else jnp.argmax(logits[-1], axis=-1)
-    )
+    if explore:
+      token = jax.random.categorical(token_key, logits[-1])
+    elif layout.num_actions:
+      token = jnp.argmax(logits[-1], axis=-1)
+    else:
+      token = _mean_bin(spec.action, dimension, scores)
     taken.append(token.astype(jnp.int32))
     written = jnp.where(timestep.is_last(), tokeniser.zero_action(layout), taken[-1])
     tokens = tokeniser.Tokens(written[:, None, None], known.patches[:, :, :0])
@@ -105,6 +109,14 @@ def _output(layout: layout_lib.Layout, logits: Array, tokens: Array) -> types.Ac
   return types.ActorOutput(
     action=action, logits=said, log_prob=log_prob, value=jnp.zeros_like(log_prob)
   )
+
+
+def _mean_bin(spec: types.ActionSpec, dimension: int, scores: Array) -> Array:
+  """Returns the tokens of the means of distributions over bins, given `[B, V]` logits, within bounds."""
+  assert isinstance(spec, types.ContinuousActions)
+  mean = _moments(jax.nn.log_softmax(scores[:, None, tokeniser.NUM_VALUES :]))[:, 0]
+  mean = jnp.clip(mean, spec.minimum[dimension], spec.maximum[dimension])
+  return tokeniser.NUM_VALUES + tokeniser.to_bins(mean)
 
 
 def _moments(log_probs: Array) -> Array:

@@ -1,8 +1,10 @@
 """The decoder: embeddings, causal attention over a sliding window, and its key-value cache.
 
-As Gato (Reed et al. 2022, appendix C) but for three things: positions are rotary (Su et al. 2021) and
+As Gato (Reed et al. 2022, appendix C) but for four things: positions are rotary (Su et al. 2021) and
 not learnt, so that a sequence may be longer than the context; the window of attention is the context, so
-that decoding from a ring buffer computes what a whole pass computes; and a patch is embedded by one matrix.
+that decoding from a ring buffer computes what a whole pass computes; a patch is embedded by two dense layers
+and not by a residual network; and the bins of continuous values share a smooth function of the value, so that
+what is learnt of a bin is learnt of its neighbours.
 """
 
 import math
@@ -25,6 +27,7 @@ Array = types.Array
 _TURN_BITS = 20
 _LONGEST_PERIOD = 10_000.0
 _MASKED = -1e30
+_NUM_WAVES = 16
 
 
 class LayerCache(NamedTuple):
@@ -142,12 +145,20 @@ class Decoder(nn.Module):
     self.tokens = self.param("tokens", near_one, (tokeniser.VOCABULARY, width))
     num_roles = 1 + self.sizes.observation + self.sizes.action
     self.roles = self.param("roles", near_one, (num_roles, width))
+    waves = tokeniser.bin_waves(_NUM_WAVES)
+    self.smooth = self.param(
+      "smooth", nn.initializers.normal(1.0 / math.sqrt(width * _NUM_WAVES)), (waves.shape[1], width)
+    )
     area = self.config.patch_size**2
     # One matrix a channel: a task whose images have fewer channels uses the first of them.
     self.patches = self.param(
       "patches",
-      nn.initializers.normal(1.0 / math.sqrt(max(1, self.sizes.channels) * area)),
-      (self.sizes.channels, area, width),
+      nn.initializers.normal(math.sqrt(2.0 / (max(1, self.sizes.channels) * area))),
+      (self.sizes.channels, area, 2 * width),
+    )
+    self.patch_bias = self.param("patch_bias", nn.initializers.zeros, (2 * width,))
+    self.patch_out = self.param(
+      "patch_out", nn.initializers.normal(1.0 / width), (2 * width, width)
     )
     self.blocks = [Block(self.config) for _ in range(self.config.num_layers)]
     self.norm = nn.LayerNorm()
@@ -206,17 +217,24 @@ class Decoder(nn.Module):
     num_tokens = tokens.ids.shape[-1]
     roles = tokeniser.local_positions(layout, self.sizes)[start : start + num_tokens]
     # Scaled to 1 as in Vaswani et al. (2017), section 3.4: the outputs share the matrix.
-    x = (self.tokens[tokens.ids] + self.roles[jnp.asarray(roles)]) * math.sqrt(self.config.width)
+    x = (self._table()[tokens.ids] + self.roles[jnp.asarray(roles)]) * math.sqrt(self.config.width)
     places = tokeniser.patch_places(layout) if start == 0 else ()
     if places:
       kernel = self.patches[: layout.num_channels]
-      patches = jnp.einsum("bsncp,cpw->bsnw", tokens.patches, kernel)
-      x = x.at[:, :, jnp.asarray(places)].add(patches)
+      hidden = jnp.einsum("bsncp,cpw->bsnw", tokens.patches, kernel) + self.patch_bias
+      patches = nn.gelu(hidden) @ self.patch_out
+      x = x.at[:, :, jnp.asarray(places)].add(patches * math.sqrt(self.config.width))
     return x.reshape(x.shape[0], -1, self.config.width)
 
   def logits(self, hidden: Array) -> Array:
     """Maps `[..., width]` to `[..., 2048]`, scores of the values and bins."""
-    return hidden @ self.tokens[: tokeniser.NUM_OUTPUTS].T
+    return hidden @ self._table()[: tokeniser.NUM_OUTPUTS].T
+
+  def _table(self) -> Array:
+    """Returns `[V, width]`, the embeddings of the vocabulary."""
+    bins = slice(tokeniser.NUM_VALUES, tokeniser.NUM_OUTPUTS)
+    waves = jnp.asarray(tokeniser.bin_waves(_NUM_WAVES))
+    return self.tokens.at[bins].add(waves @ self.smooth)
 
   def initialise(self, embedded: Array) -> Array:
     """Touches every parameter, for `init`."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from podracer import types
 from podracer.data import schema
@@ -59,6 +60,13 @@ def to_bins(x: Array) -> Array:
 def from_bins(bins: Array) -> Array:
   """Returns the values in the middles of bins."""
   return inverse_mu_law((bins.astype(jnp.float32) + 0.5) * (2 / NUM_VALUES) - 1.0)
+
+
+def bin_waves(number: int) -> np.ndarray:
+  """Returns `[1024, 2 * number]` cosines and sines of the middles of bins, of 1/2, 1 .. number/2 waves."""
+  middles = (np.arange(NUM_VALUES) + 0.5) * (2 / NUM_VALUES) - 1.0
+  angles = 0.5 * np.pi * np.outer(middles, np.arange(1, number + 1))
+  return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 def tokenise(layout: layout_lib.Layout, steps: Mapping[str, Array]) -> Tokens:

@@ -268,3 +268,14 @@ def test_one_device_equals_four(learning):
   for one, four, old in zip(*map(jax.tree.leaves, (*found, (before, np.inf))), strict=True):
     np.testing.assert_allclose(one, four, atol=1e-5)
     assert not np.array_equal(one, old)
+
+
+def test_the_best_continuous_action_is_the_mean_of_the_bins():
+  spec = types.ContinuousActions((-2.0,), (2.0,))
+  bins = np.asarray(tokeniser.to_bins(jnp.array([[0.2, 1.0], [-1.5, -1.5], [3.0, 3.0]])))
+  scores = np.full((3, tokeniser.NUM_OUTPUTS), -1e9, np.float32)
+  scores[np.arange(3)[:, None], tokeniser.NUM_VALUES + bins] = 0.0
+  tokens = decoding._mean_bin(spec, 0, jnp.asarray(scores))
+  action = tokeniser.from_bins(tokens - tokeniser.NUM_VALUES)
+  # Bins are a hundredth wide at 1; what is out of bounds is clipped.
+  np.testing.assert_allclose(action, [0.6, -1.5, 2.0], atol=0.03)
