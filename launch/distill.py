@@ -24,8 +24,9 @@ class DistillConfig(
 ):
   """Trains a student of trained agents; on a workdir that has a run, goes on where it stopped.
 
-  The options are those of `podracer train`, and two more. The environment is that of the teachers; of
-  teachers of several environments the student learns all, as tasks.
+  The options are those of `podracer train`, and --teacher and --kickstart. The environment is that of the
+  teachers; of teachers of several environments the student learns all, as tasks. With --data it learns from
+  recorded data in place of teachers.
   """
 
   teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -79,7 +79,8 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   agent: str = "impala"
   """The agent."""
   architecture: str = "anakin"
-  """The machine that runs it: anakin, or sebulba, which host environments take by themselves."""
+  """The machine that runs it: anakin; sebulba, which host environments take by themselves; or offline,
+  which learns from recorded data."""
   workdir: str = dataclasses.field(default="", metadata=MAY_CHANGE)
   """Directory of the run; runs/<environment>-<agent> by default."""
   restart: tyro.conf.FlagCreatePairsOff[bool] = dataclasses.field(

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _help() -> str:
   lines = ["usage: podracer COMMAND [OPTIONS]", "", "commands:"]
-  lines += [f"  {name:10}{text}" for name, text in COMMANDS.items()]
+  lines += [f"  {name:12}{text}" for name, text in COMMANDS.items()]
   lines += ["", "`podracer COMMAND --help` tells the options of a command. To begin:", ""]
   lines += ["  podracer train --env=gymnax:Catch-bsuite --workdir=runs/catch"]
   return "\n".join(lines)
