@@ -78,13 +78,15 @@ def python(tmp_path_factory):
 def test_notebook_runs(name, python, tmp_path):
   # Outside of the checkout, so that the folder above the notebook is not one.
   nbformat.write(read(name), tmp_path / f"{name}.ipynb")
+  # Libraries that other tests import set a backend for this process, which would be the kernel's too.
+  environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
   load_fresh().run(
     python.parent / "jupyter-execute",
     f"--timeout={CELL_TIMEOUT_SECONDS}",
     "--output=executed",
     f"{name}.ipynb",
     cwd=tmp_path,
-    env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    env={**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")},
   )
   executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
   outputs = [o for cell in executed.cells if cell.cell_type == "code" for o in cell.outputs]
