@@ -29,8 +29,7 @@ class AnakinConfig:
 
   def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
     """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
-    divides = (n for n in range(1, num_cores + 1) if self.num_environments % (n * num_tasks) == 0)
-    return max(divides, default=1)
+    return config.even_shares(self.num_environments, num_cores, num_tasks)
 
   def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
     """Raises InputError unless devices, minibatches and tasks get whole shares of the environments."""

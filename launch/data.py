@@ -93,11 +93,7 @@ def _open(directory: str, texts: Sequence[str]) -> Any:
   """Returns a collection as some filters leave it."""
   from podracer.data import dataset
 
-  collection = dataset.open(directory)
-  for text in texts:
-    wanted = filters_lib.parse(text)
-    collection = collection.filter(wanted.name, **wanted.options)
-  return collection
+  return filters_lib.apply(dataset.open(directory), texts)
 
 
 def _info(wanted: InfoConfig) -> None:

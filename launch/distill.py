@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from podracer import config as config_lib
+from podracer import environments
 from podracer.agents.distillation import config as distillation_config
 
 from . import command_line, experiment, teachers, train
@@ -89,7 +90,7 @@ def _default(args: Sequence[str], names: tuple[str, ...]) -> Any:
   runs = [teachers.read(name) for name in names]
   if data and not env:
     return _default_of_data(data)
-  own_env = "+".join(dict.fromkeys(run.env for run in runs))
+  own_env = environments.TASK_SEPARATOR.join(dict.fromkeys(run.env for run in runs))
   env = env or own_env
   made = experiment.default_experiment(
     AGENT, architecture or experiment.default_architecture(env), env
@@ -111,24 +112,17 @@ def _default_of_data(path: str) -> Any:
   envs, options = [], []
   for dataset in data.open(path):
     envs.append(str(dataset.column("env_id")[0]))
-    options.append(json.loads(dataset.column("env_kwargs")[0]))
-  made = experiment.default_experiment(AGENT, "offline", "+".join(envs))
-  is_one = len(envs) == 1
-  env_options = tuple(
-    f"{name}={value!r}" if is_one else f"{i}.{name}={value!r}"
-    for i, of_task in enumerate(options)
-    for name, value in of_task.items()
-  )
-  return dataclasses.replace(made, env_options=env_options)
+    recorded = json.loads(dataset.column("env_kwargs")[0])
+    options.append([f"{name}={value!r}" for name, value in recorded.items()])
+  env = environments.TASK_SEPARATOR.join(envs)
+  made = experiment.default_experiment(AGENT, "offline", env)
+  return dataclasses.replace(made, env_options=experiment.task_options(options))
 
 
 def _env_options(runs: Sequence[Any]) -> tuple[str, ...]:
   """Returns the options of the teachers' environments, of several as those of tasks."""
   first = {run.env: run.env_options for run in reversed(runs)}
-  environments = list(dict.fromkeys(run.env for run in runs))
-  if len(environments) == 1:
-    return tuple(runs[0].env_options)
-  return tuple(f"{i}.{option}" for i, env in enumerate(environments) for option in first[env])
+  return experiment.task_options([first[env] for env in dict.fromkeys(run.env for run in runs)])
 
 
 def _paced(wanted: Any, args: Sequence[str]) -> Any:

@@ -153,11 +153,16 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
     # The least there will be: more devices are only known once JAX has started.
     num_devices = self.num_devices or self.preferred_devices(1)
     self.machine.check(num_devices, self.config.num_minibatches, self.num_tasks)
+    if self.record:
+      self.check_can_record()
+    self.config.check_unroll(self.machine.unroll_length)
+
+  def check_can_record(self) -> None:
+    """Raises InputError where what is played can't be recorded."""
     config_lib.check(
-      self.num_tasks == 1 or not self.record,
+      self.num_tasks == 1,
       f"environment {self.env} has several tasks, which can't be recorded: record each by itself",
     )
-    self.config.check_unroll(self.machine.unroll_length)
 
   @property
   def num_tasks(self) -> int:
@@ -198,6 +203,13 @@ def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
     except (ValueError, SyntaxError):
       parsed[name] = value
   return parsed
+
+
+def task_options(by_task: Sequence[Sequence[str]]) -> tuple[str, ...]:
+  """Returns the options of tasks as those of their environment; of one task they stay as they are."""
+  if len(by_task) == 1:
+    return tuple(by_task[0])
+  return tuple(f"{i}.{option}" for i, options in enumerate(by_task) for option in options)
 
 
 def default_architecture(env: str) -> str:
@@ -292,9 +304,7 @@ def _preset(presets: Any, env: str) -> dict[str, Any]:
   tasks = environments.split(env)
   if len(tasks) == 1:
     return find(env)
-  options = tuple(
-    f"{i}.{option}" for i, task in enumerate(tasks) for option in find(task).get("env_options", ())
-  )
+  options = task_options([find(task).get("env_options", ()) for task in tasks])
   # What only separates names fits no pattern of one environment.
   return {**find(environments.TASK_SEPARATOR), "env_options": options}
 

@@ -41,11 +41,6 @@ def run(wanted: "TrainConfig", start: float, signals: interrupts.Interrupts) -> 
   return _Run(wanted, start, signals).train()
 
 
-def preferred_devices(rows: int, num_cores: int) -> int:
-  """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
-  return max(n for n in range(1, num_cores + 1) if rows % n == 0)
-
-
 class _Run:
   """The parts of one run, wired together."""
 
@@ -62,7 +57,7 @@ class _Run:
       name: batches.Sampler(dataset, self.tasks[name].layout, wanted.config)
       for name, dataset in datasets.items()
     }
-    devices = host.start_jax(wanted.num_devices, functools.partial(preferred_devices, rows))
+    devices = host.start_jax(wanted.num_devices, functools.partial(config.even_shares, rows))
     config.check(
       rows % len(devices) == 0,
       f"config.sequences_per_task={rows} is not divisible by the {len(devices)} devices",
@@ -186,8 +181,9 @@ class _Run:
 
   def _unevaluated(self, counters: dict[str, Any] | None) -> bool:
     """Returns True where a signal ended the evaluation of the newest checkpoint."""
-    steps = run_files.evaluated_env_steps(self.wanted.workdir)
-    return bool(counters) and steps != counters["env_steps"][0]  # type: ignore[index]
+    if counters is None:
+      return False
+    return run_files.evaluated_env_steps(self.wanted.workdir) != counters["env_steps"][0]
 
   def _evaluate(self, params: Any, env_steps: int, updates: int, row: dict[str, Any]) -> None:
     """Plays all tasks, adds the results to `row` and writes evaluation.json, unless a signal comes."""

@@ -87,14 +87,10 @@ def select(
         "collection of them by `podracer data merge`",
       )
       where[task] = collection
-  datasets = {}
-  for task in matching(sorted(where), patterns):
-    dataset = where[task][task]
-    for text in filters:
-      wanted = filters_lib.parse(text)
-      dataset = dataset.filter(wanted.name, **wanted.options)
-    datasets[task] = dataset
-  return datasets
+  return {
+    task: filters_lib.apply(where[task][task], filters)
+    for task in matching(sorted(where), patterns)
+  }
 
 
 def describe(dataset: data.Dataset, config: generalist.GeneralistConfig) -> Task:

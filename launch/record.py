@@ -65,10 +65,7 @@ def main(args: Sequence[str]) -> None:
   wanted: RecordConfig = command_line.parse(RecordConfig, "podracer record", args)
   saved = experiment.to_play(experiment.read(wanted.workdir))
   saved.check()
-  config.check(
-    saved.num_tasks == 1,
-    f"environment {saved.env} has several tasks, which can't be recorded: record each by itself",
-  )
+  saved.check_can_record()
   config.check(
     wanted.seed_index < saved.num_seeds,
     f"seed_index must be 0 .. {saved.num_seeds - 1}, got {wanted.seed_index}",

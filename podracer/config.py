@@ -50,6 +50,11 @@ def num_cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def even_shares(size: int, most: int, num_tasks: int = 1) -> int:
+  """Returns the largest number up to `most` that shares out each task's part of `size` evenly, or 1."""
+  return max((n for n in range(1, most + 1) if size % (n * num_tasks) == 0), default=1)
+
+
 def nearest(name: str, valid: Iterable[str], most: int = 5) -> list[str]:
   """Returns the names of `valid` most like `name`, nearest first, case ignored."""
   by_lower = {candidate.lower(): candidate for candidate in valid}

@@ -112,6 +112,13 @@ def check_recording(spec: types.EnvironmentSpec, record: float) -> None:
   )
 
 
+def tasks_of(timestep: types.TimeStep, spec: types.EnvironmentSpec) -> types.Array:
+  """Returns the int32 index of the task, `[...]`; 0 in an environment of one task."""
+  if spec.num_tasks > 1:
+    return timestep.observation[TASK_ID].astype(jnp.int32)
+  return jnp.zeros(timestep.reward.shape, jnp.int32)
+
+
 def task_timestep(
   spec: types.EnvironmentSpec, timestep: types.TimeStep, task: int
 ) -> types.TimeStep:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import types
+from podracer import multitask, types
 from podracer.agents.impala import agent as impala_agent
 
 from . import config as distillation_config
@@ -85,7 +85,7 @@ def make_agent(
     said, theirs = teacher_lib.act(members, params[TEACHERS], ask_key, timestep, state.teachers)
     if config.control != "student":
       share = schedules.teacher_control(config, params[PROGRESS])
-      is_there = members.of_rows(impala_agent.tasks_of(timestep, spec)) >= 0
+      is_there = members.of_rows(multitask.tasks_of(timestep, spec)) >= 0
       output = control.mix(student.policy, share, is_there, control_key, output, said, explore)
     own = teacher_lib.with_action(own, output.action)
     theirs = tuple(teacher_lib.with_action(one, output.action) for one in theirs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import distributions, types
+from podracer import distributions, multitask, types
 from podracer.agents.impala import agent as impala_agent
 from podracer.agents.impala import losses as impala_losses
 from podracer.agents.impala import popart
@@ -72,7 +72,7 @@ def loss(
   Returns:
     The loss, and `Statistics` with the metrics.
   """
-  tasks = impala_agent.tasks_of(trajectory.timesteps, members.spec)
+  tasks = multitask.tasks_of(trajectory.timesteps, members.spec)
   batch = _make_batch(config, members, student, params, progress, trajectory, said, tasks)
   costs = _policy_costs(config, student.policy, batch)  # [S, B, K]
   policy_term = _taught(costs, batch.weights * _gate(config, batch), batch)

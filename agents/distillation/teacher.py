@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import distributions, multitask, types
-from podracer.agents.impala import agent as impala_agent
 from podracer.networks import body
 
 Array = types.Array
@@ -206,7 +205,7 @@ def _by_row(
 
   if len(asked) == 1 and all(own == (0,) for own in teachers.slots):
     return jax.tree.map(lambda x: x[:, None], asked[0])
-  numbers = teachers.of_rows(impala_agent.tasks_of(timestep, teachers.spec))  # [B, K]
+  numbers = teachers.of_rows(multitask.tasks_of(timestep, teachers.spec))  # [B, K]
   slots = [
     jax.tree.map(functools.partial(choose, numbers[:, k]), *asked)
     for k in range(teachers.num_slots)

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from podracer.data import dataset as dataset_lib
-from podracer.data import schema, sources
+from podracer.data import loaded, schema, sources
 
 from . import config as config_lib
 from . import layout as layout_lib
@@ -60,9 +60,9 @@ class Sampler:
     Raises:
       InputError: for histories, where there is none.
     """
-    self._dataset = (
-      _InMemory(dataset) if _bytes_of(dataset, layout) < _MAX_BYTES_IN_MEMORY else dataset
-    )
+    # Frames are kept stacked.
+    num_bytes = layout.frame_stack * loaded.num_bytes(dataset, layout.fields)
+    self._dataset = _InMemory(dataset) if num_bytes < _MAX_BYTES_IN_MEMORY else dataset
     self._layout, self._config = layout, config
     self._stack = layout.frame_stack if layout.frame_stack > 1 else None
     self.length = layout.steps_per_sequence(config.context)
@@ -172,10 +172,3 @@ def batches(
 def num_steps(batch: Mapping[str, Mapping[str, np.ndarray]]) -> int:
   """Returns the recorded steps of a batch that have an action."""
   return sum(int(np.sum(steps[sources.MASK] & ~steps[schema.IS_LAST])) for steps in batch.values())
-
-
-def _bytes_of(dataset: dataset_lib.Dataset, layout: layout_lib.Layout) -> float:
-  """Returns what the fields that are read take in memory, frames stacked."""
-  fields = [field for field in dataset.schema.fields if field.name in layout.fields]
-  a_step = sum(np.prod(f.shape) * np.dtype(f.dtype).itemsize for f in fields)
-  return float(a_step * layout.frame_stack * dataset.stored_steps().sum())

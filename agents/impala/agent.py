@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import distributions, types
+from podracer import distributions, multitask, types
 from podracer.networks import body
 
 from . import config as impala_config
@@ -107,7 +107,7 @@ def make_parts(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
       action=action,
       logits=logits,
       log_prob=policy.log_prob(logits, action),
-      value=_values(params, output.value, tasks_of(timestep, spec)),
+      value=_values(params, output.value, multitask.tasks_of(timestep, spec)),
     )
     return actor_output, state
 
@@ -116,7 +116,7 @@ def make_parts(config: impala_config.ImpalaConfig, spec: types.EnvironmentSpec) 
     output = unroll(params["network"], timesteps, action, trajectory.initial_state)
     return Evaluation(
       logits=distributions.mask_logits(output.logits, types.action_mask(timesteps.observation)),
-      values=_values(params, output.value, tasks_of(timesteps, spec)),
+      values=_values(params, output.value, multitask.tasks_of(timesteps, spec)),
     )
 
   vtrace_loss = functools.partial(_vtrace_loss, config, spec, policy)
@@ -174,7 +174,7 @@ def _vtrace_loss(
   )
   targets = jax.lax.stop_gradient(values[:-1]) + trace.errors
   # With PopArt both losses are in normalised units; else mean is 0 and scale is 1.
-  tasks = tasks_of(timesteps, spec)[:-1]
+  tasks = multitask.tasks_of(timesteps, spec)[:-1]
   mean, scale = moments(params, tasks)
   pg_loss = over_batch(losses.policy_gradient_loss, log_pi, trace.advantages / scale, valid_tm1)
   value_loss = over_batch(
@@ -202,13 +202,6 @@ def _vtrace_loss(
 def over_batch(loss: Callable[..., Array], *streams: Array) -> Array:
   """Returns the mean over the batch of a loss of one stream, given `[T, B]` streams."""
   return jnp.mean(jax.vmap(loss, in_axes=1)(*streams))
-
-
-def tasks_of(timestep: types.TimeStep, spec: types.EnvironmentSpec) -> Array:
-  """Returns the int32 index of the task, `[...]`; 0 in an environment of one task."""
-  if spec.num_tasks > 1:
-    return timestep.observation["task_id"].astype(jnp.int32)
-  return jnp.zeros(timestep.reward.shape, jnp.int32)
 
 
 def moments(params: types.Params, tasks: Array) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ On a command line a filter is its name, and after a colon its one option: `norm8
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -212,6 +212,14 @@ def parse(text: str) -> Filter:
   made = Filter(name, options)
   _check_options(made)
   return made
+
+
+def apply(view: Any, texts: Iterable[str]) -> Any:
+  """Returns a dataset or a collection as filters leave it, one after the other; see `parse`."""
+  for text in texts:
+    wanted = parse(text)
+    view = view.filter(wanted.name, **wanted.options)
+  return view
 
 
 def choose(rows: Rows, wanted: str | Callable[..., Any], options: Mapping[str, Any]) -> Choice:

@@ -32,8 +32,7 @@ class OfflineConfig:
 
   def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
     """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
-    local = self.num_windows // num_tasks
-    return max(n for n in range(1, num_cores + 1) if n == 1 or local % n == 0)
+    return config.even_shares(self.num_windows, num_cores, num_tasks)
 
   def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
     """Raises InputError unless devices, minibatches and tasks get whole shares of the windows."""

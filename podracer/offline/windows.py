@@ -40,10 +40,7 @@ def select(
     InputError: there is no such data, its observations are others, it lacks a field that is needed, or
       no episode is left.
   """
-  dataset = data.open(path)[schema.task_id(spec.name)]
-  for text in filters:
-    wanted = filters_lib.parse(text)
-    dataset = dataset.filter(wanted.name, **wanted.options)
+  dataset: data.Dataset = filters_lib.apply(data.open(path)[schema.task_id(spec.name)], filters)
   recorded = {field.name: field for field in dataset.schema.fields}
   stacked = frame_stack(dataset) > 1
   for name, leaf in schema.flatten_observation(spec.observation).items():
