@@ -27,12 +27,15 @@ class AnakinConfig:
     config.check_positive(num_environments=self.num_environments, unroll_length=self.unroll_length)
     config.check_at_least(0, updates_per_call=self.updates_per_call)
 
-  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
-    """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
-    return config.even_shares(self.num_environments, num_cores, num_tasks)
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1, num_processes: int = 1) -> int:
+    """Returns how many virtual devices a process makes: one a core, or the next number that divides."""
+    return config.even_shares(self.num_environments, num_cores, num_tasks * num_processes)
 
-  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
+  def check(
+    self, num_devices: int, num_minibatches: int, num_tasks: int = 1, num_processes: int = 1
+  ) -> None:
     """Raises InputError unless devices, minibatches and tasks get whole shares of the environments."""
+    del num_processes  # Their devices are one mesh.
     config.check(
       self.num_environments % num_devices == 0,
       f"num_environments={self.num_environments} is not divisible by the {num_devices} devices",

@@ -171,7 +171,7 @@ class Anakin:
   def compile(self, state: AnakinState) -> None:
     """Compiles the program ahead of the first call; does nothing the second time."""
     if self._compiled is None:
-      self._compiled = self._advance.lower(self._placed(state), jnp.zeros((), jnp.int32)).compile()
+      self._compiled = self._advance.lower(self._placed(state), np.int32(0)).compile()
 
   def advance(self, state: AnakinState, num_updates: int) -> tuple[AnakinState, CallTotals]:
     """Does `num_updates` updates in one call of the compiled program.
@@ -185,7 +185,7 @@ class Anakin:
       The state after, and the totals, `[num_seeds]` each where there are several.
     """
     self.compile(state)
-    return self._compiled(self._placed(state), jnp.asarray(num_updates, jnp.int32))
+    return self._compiled(self._placed(state), np.int32(num_updates))
 
   def _placed(self, state: AnakinState) -> AnakinState:
     """Returns the state sharded as the program wants it."""

@@ -21,6 +21,7 @@ class Display:
     completed: int,
     num_seeds: int = 1,
     console: rich.console.Console | None = None,
+    is_shown: bool = True,
   ):
     """Shows nothing yet.
 
@@ -29,9 +30,11 @@ class Display:
       completed: of them already taken.
       num_seeds: runs side by side, each of which takes that many; a speed is that of all together.
       console: standard output by default.
+      is_shown: False says nothing at all.
     """
-    self._is_live = console.is_terminal if console else sys.stdout.isatty()
+    self._is_live = is_shown and (console.is_terminal if console else sys.stdout.isatty())
     self.console = console or rich.console.Console(highlight=False, soft_wrap=True)
+    self.console.quiet |= not is_shown
     self._total, self._completed, self._num_seeds = total, completed, num_seeds
     self._last_line = -math.inf
     self._progress = rich.progress.Progress(

@@ -10,7 +10,7 @@ import importlib
 import json
 import pathlib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import tyro
@@ -18,7 +18,7 @@ import tyro
 from podracer import config as config_lib
 from podracer import environments
 
-from . import run_files
+from . import host, run_files
 
 
 class MachineConfig(Protocol):
@@ -31,12 +31,14 @@ class MachineConfig(Protocol):
   batch_field: ClassVar[str]
   unroll_length: int
 
-  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
-    """Returns how many virtual CPU devices to make where there is no accelerator."""
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1, num_processes: int = 1) -> int:
+    """Returns how many virtual devices a process makes where there is no accelerator."""
     ...
 
-  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
-    """Raises InputError for what can't be shared out over devices, minibatches and tasks."""
+  def check(
+    self, num_devices: int, num_minibatches: int, num_tasks: int = 1, num_processes: int = 1
+  ) -> None:
+    """Raises InputError for what can't be shared out over the devices of all processes."""
     ...
 
 
@@ -94,7 +96,7 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   num_seeds: int = 1
   """Whole runs side by side, with seeds seed .. seed + num_seeds - 1 (anakin)."""
   num_devices: int = 0
-  """Devices to use; 0 takes all accelerators, or where there are none virtual devices: one a core for
+  """Devices to use, over all processes; 0 takes all accelerators, or where there are none virtual devices: one a core for
   anakin, as many as are named for sebulba."""
   evaluate_every: int = dataclasses.field(default=0, metadata=MAY_CHANGE)
   """Environment steps between evaluations; 0 evaluates at the end only."""
@@ -116,6 +118,11 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   """Keep all episodes of a recorded environment as one learning history."""
   wandb_project: str = dataclasses.field(default="", metadata=MAY_CHANGE)
   """Also log to this Weights & Biases project; needs podracer-rl[wandb]."""
+  # Without a prefix, as the machine's.
+  group: Annotated[host.GroupConfig, tyro.conf.arg(name="")] = dataclasses.field(
+    default_factory=host.GroupConfig
+  )
+  """The processes that train together."""
 
   def __post_init__(self) -> None:
     config_lib.check_positive(
@@ -151,14 +158,23 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
       f"num_seeds={self.num_seeds}: {self.architecture} runs one seed at a time",
     )
     # The least there will be: more devices are only known once JAX has started.
-    num_devices = self.num_devices or self.preferred_devices(1)
-    self.machine.check(num_devices, self.config.num_minibatches, self.num_tasks)
+    processes = max(1, self.group.num_processes)
+    num_devices = self.num_devices or processes * self.preferred_devices(1, processes)
+    config_lib.check(
+      num_devices % processes == 0,
+      f"num_devices={num_devices} is not divisible by the {processes} processes",
+    )
+    self.machine.check(num_devices, self.config.num_minibatches, self.num_tasks, processes)
     if self.record:
       self.check_can_record()
     self.config.check_unroll(self.machine.unroll_length)
 
   def check_can_record(self) -> None:
     """Raises InputError where what is played can't be recorded."""
+    config_lib.check(
+      not self.group.coordinator,
+      "record works in one process; of what several have trained, `podracer record` records",
+    )
     config_lib.check(
       self.num_tasks == 1,
       f"environment {self.env} has several tasks, which can't be recorded: record each by itself",
@@ -169,9 +185,9 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
     """Tasks that the name of the environment joins."""
     return len(environments.split(self.env))
 
-  def preferred_devices(self, num_cores: int) -> int:
-    """Returns how many virtual CPU devices to make where there is no accelerator."""
-    return self.machine.preferred_devices(num_cores, self.num_tasks)
+  def preferred_devices(self, num_cores: int, num_processes: int = 1) -> int:
+    """Returns how many virtual devices a process makes where there is no accelerator."""
+    return self.machine.preferred_devices(num_cores, self.num_tasks, num_processes)
 
   def make_environment(self) -> Any:
     """Builds the environment: an `Environment`, or a `HostFactory`."""
@@ -329,7 +345,7 @@ def default_workdir(env: str, agent: str) -> str:
 def to_json(experiment: ExperimentConfig[Any, Any]) -> dict[str, Any]:
   """Returns the configuration as plain JSON values, without where and how it was started."""
   values = json.loads(json.dumps(dataclasses.asdict(experiment)))
-  del values["workdir"], values["restart"]
+  del values["workdir"], values["restart"], values["group"]
   return values
 
 
@@ -409,9 +425,19 @@ def _may_change() -> set[str]:
   return {f.name for f in dataclasses.fields(ExperimentConfig) if f.metadata == MAY_CHANGE}
 
 
-def differences(saved: ExperimentConfig[Any, Any], wanted: ExperimentConfig[Any, Any]) -> list[str]:
-  """Returns `name: saved -> wanted` for each field that may not change when a run is resumed."""
-  may_change = _may_change()
+def differences(
+  saved: ExperimentConfig[Any, Any],
+  wanted: ExperimentConfig[Any, Any],
+  may_change: Iterable[str] | None = None,
+) -> list[str]:
+  """Returns `name: saved -> wanted` for each field that may not differ.
+
+  Args:
+    saved: one of them.
+    wanted: the other.
+    may_change: names of fields that may; those that may change when a run is resumed by default.
+  """
+  may_change = _may_change() if may_change is None else set(may_change)
   # A linear schedule runs over the whole run: another length is another schedule.
   if saved.config.learning_rate_schedule != "constant":
     may_change.discard("num_env_steps")

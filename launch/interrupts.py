@@ -30,6 +30,11 @@ class Interrupts:
       self._previous[number] = signal.signal(number, self._note)
     return self
 
+  def listen_again(self) -> None:
+    """Takes the signals back from a library that took them: JAX does as it joins a group."""
+    for number in self._previous:
+      signal.signal(number, self._note)
+
   def __exit__(
     self,
     kind: type[BaseException] | None,

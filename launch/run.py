@@ -3,19 +3,22 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from podracer import checkpoint, evaluation, host_environment, metrics
+from podracer import checkpoint, evaluation, group, host_environment, metrics, report
+from podracer import config as config_lib
 
 from . import (
   command_line,
   display,
   experiment,
   expert_data,
+  guard,
   host,
   interrupts,
   run_files,
@@ -41,19 +44,53 @@ def run(wanted: Experiment, start: float, signals: interrupts.Interrupts) -> int
   Raises:
     report.RunError: if training can't go on, or all checkpoints are bad.
   """
+  devices = host.start_jax(wanted.num_devices, wanted.preferred_devices, wanted.group)
+  if group.size() > 1:
+    signals.listen_again()
+    guard.joined()
+  # Resolved, so that the run goes on with as many wherever it is resumed.
+  wanted = dataclasses.replace(wanted, num_devices=len(devices))
+  _check_same(wanted)
   if wanted.restart and experiment.has_run(wanted.workdir):
-    print(f"moved the run that was there to {run_files.move_aside(wanted.workdir)}")
-  return _Run(wanted, signals, start).train()
+    moved = group.from_first(lambda: str(run_files.move_aside(wanted.workdir)))
+    if group.is_first():
+      print(f"moved the run that was there to {moved}")
+  code = _Run(wanted, signals, start, devices).train()
+  if group.size() > 1:
+    jax.distributed.shutdown()
+  return code
+
+
+def _check_same(wanted: Experiment) -> None:
+  """Raises InputError, in every process, where one was started with another configuration."""
+  first, *others = (
+    experiment.from_json(values, workdir)
+    for values, workdir in group.gather_json([experiment.to_json(wanted), wanted.workdir])
+  )
+  for i, other in enumerate(others, start=1):
+    changed = experiment.differences(first, other, may_change=())
+    if first.workdir != other.workdir:
+      changed.append(f"workdir: {first.workdir} -> {other.workdir}")
+    config_lib.check(
+      not changed,
+      f"process {i} was started with another configuration than process 0: {'; '.join(changed)}",
+    )
 
 
 class _Run:
   """The parts of one run, wired together."""
 
-  def __init__(self, wanted: Experiment, signals: interrupts.Interrupts, start: float):
+  def __init__(
+    self,
+    wanted: Experiment,
+    signals: interrupts.Interrupts,
+    start: float,
+    devices: Sequence[jax.Device],
+  ):
     self.signals, self.start = signals, start
-    devices = host.start_jax(wanted.num_devices, wanted.preferred_devices)
-    # Resolved, so that the run goes on with as many wherever it is resumed.
-    self.experiment = dataclasses.replace(wanted, num_devices=len(devices))
+    self.experiment = wanted
+    self.is_stopped = False  # By a signal to any process.
+    self.seen = "nothing to do"
     environment = self.experiment.make_environment()
     self.factory = host_environment.as_factory(environment)
     config = self.experiment.config
@@ -70,11 +107,14 @@ class _Run:
       greedy=wanted.evaluate_mode == "greedy",
     )
     with command_line.disk_errors(wanted.workdir):
-      experiment.write(self.experiment)
-      teachers.keep(self.experiment)
+      group.from_first(self._write_configuration)
       self.checkpointer = checkpoint.Checkpointer(
         pathlib.Path(wanted.workdir) / "checkpoints", max_to_keep=wanted.max_checkpoints
       )
+
+  def _write_configuration(self) -> None:
+    experiment.write(self.experiment)
+    teachers.keep(self.experiment)
 
   def train(self) -> int:
     """See `run`."""
@@ -83,11 +123,12 @@ class _Run:
     counters = restored.metadata["counters"] if restored else None
     unevaluated = self._unevaluated(restored)
     done = min(counters["env_steps"]) if counters else 0
-    with display.Display(wanted.num_env_steps, done, wanted.num_seeds) as screen:
-      device = jax.devices()[0]
+    with self._display(done) as screen:
+      device = jax.local_devices()[0]
+      processes = f" in {group.size()} processes" if group.size() > 1 else ""
       screen.say(
         f"{wanted.agent} in {wanted.env} on {wanted.architecture}, {wanted.num_devices} x "
-        f"{device.device_kind}; workdir {wanted.workdir}"
+        f"{device.device_kind}{processes}; workdir {wanted.workdir}"
       )
       for line in (*wanted.config.warnings(), *self._costs(device)):
         screen.say(line)
@@ -97,15 +138,9 @@ class _Run:
       else:
         state = self.machine.init(wanted.seed)
       del restored
-      writer = metrics.MetricsWriter(
-        wanted.workdir,
-        tensorboard=wanted.tensorboard,
-        wandb_project=wanted.wandb_project or None,
-        config=experiment.to_json(wanted),
-        # Rows of a run that was killed before its first checkpoint are written anew, too, and one
-        # that awaits its evaluation.
-        resume_env_steps=done - 1 if unevaluated else done,
-      )
+      # Rows of a run that was killed before its first checkpoint are written anew, too, and one
+      # that awaits its evaluation.
+      writer = self._writer(done - 1 if unevaluated else done)
       try:
         if wanted.record and done < wanted.num_env_steps:
           updates = counters["updates"] if counters else 0
@@ -116,9 +151,29 @@ class _Run:
       finally:
         if self.recorder is not None:
           self.recorder.close()
-        writer.close()
+        if writer is not None:
+          writer.close()
         self.checkpointer.close()
+    if self.is_stopped and not self.signals.requested:
+      return guard.PEER_LOST
     return self.signals.exit_code
+
+  def _display(self, done: int) -> display.Display:
+    wanted = self.experiment
+    return display.Display(wanted.num_env_steps, done, wanted.num_seeds, is_shown=group.is_first())
+
+  def _writer(self, done: int) -> metrics.MetricsWriter | None:
+    """Returns what writes the metrics, in the first process only."""
+    wanted = self.experiment
+    if not group.is_first():
+      return None
+    return metrics.MetricsWriter(
+      wanted.workdir,
+      tensorboard=wanted.tensorboard,
+      wandb_project=wanted.wandb_project or None,
+      config=experiment.to_json(wanted),
+      resume_env_steps=done,
+    )
 
   def _costs(self, device: jax.Device) -> list[str]:
     """Returns what is known of memory and time before training: of the replay and of a search."""
@@ -137,7 +192,7 @@ class _Run:
     done: int,
     unevaluated: dict[str, Any] | None,
     screen: display.Display,
-    writer: metrics.MetricsWriter,
+    writer: metrics.MetricsWriter | None,
   ) -> None:
     wanted = self.experiment
     last_save = time.monotonic()
@@ -156,7 +211,7 @@ class _Run:
       seed=wanted.seed,
       counters=counters,
       pause_every=wanted.evaluate_every,
-      should_report=lambda: self.signals.requested,
+      should_report=lambda: group.any_of(self.signals.requested),
       record=self.recorder.add if self.recorder is not None else None,
     )
     for news in reports:
@@ -168,7 +223,7 @@ class _Run:
         news.env_steps // wanted.evaluate_every > env_steps // wanted.evaluate_every
       )
       env_steps, note = news.env_steps, news.summary
-      row = {"time": time.time(), **news.metrics}
+      row = {"time": time.time(), **news.metrics, **_of_processes(news.metrics)}
       metadata: dict[str, Any] = {"counters": news.counters}
       if finished or due:
         summary = self._evaluation(news.params, env_steps, row)
@@ -176,14 +231,19 @@ class _Run:
           metadata["unevaluated"] = row
       self._write(row, summary if finished or due else None, writer, screen, news.summary)
       now = time.monotonic()
-      if finished or self.signals.requested or now - last_save >= wanted.checkpoint_every_seconds:
+      self.is_stopped, is_late = group.gather(
+        np.array([self.signals.requested, now - last_save >= wanted.checkpoint_every_seconds])
+      ).any(axis=0)
+      if finished or self.is_stopped or is_late:
         # A run killed after it, and resumed from it, would lack a row that was still queued.
-        writer.flush()
+        if writer is not None:
+          writer.flush()
         if self.recorder is not None:
           self.recorder.commit()
+        self._check_replicas(news)
         self.checkpointer.save(news.updates, news.items, metadata)
         last_save = now
-      if self.signals.requested:
+      if self.is_stopped:
         if self.checkpointer.wait():
           screen.say(
             f"saved at {env_steps:,} environment steps; the same command goes on from there"
@@ -197,10 +257,40 @@ class _Run:
         f"nothing to do: the run already has {env_steps:,} of {wanted.num_env_steps:,} environment "
         "steps; more with --num_env_steps"
       )
+    if group.size() > 1:
+      numbers = ", ".join(str(device.id) for device in jax.local_devices())
+      print(f"process {group.rank()} of {group.size()}: devices {numbers}; {self.seen}", flush=True)
     self._say_end(screen, env_steps, env_steps - first_steps, seconds, summary, note)
+
+  def _check_replicas(self, news: report.Report) -> None:
+    """Raises RunError where the processes' parameters are not the same, to the last bit."""
+    own = jax.tree.map(lambda x: x.addressable_data(0), news.params)
+    digest = sum(jax.tree.leaves(checkpoint.compute_digests(own))) if group.size() > 1 else 0
+    digests = [f"{x:08x}" for x in group.gather(np.uint32(digest % 2**32))]
+    if len(set(digests)) > 1:
+      raise report.RunError(
+        f"the processes' parameters differ after {news.updates} updates: {', '.join(digests)}"
+      )
+    self.seen = (
+      f"{news.env_steps:,} environment steps, {news.updates:,} updates, parameters {digests[0]}"
+    )
 
   def _evaluation(self, params: Any, env_steps: int, row: dict[str, Any]) -> dict[str, Any] | None:
     """Evaluates every seed and adds the results to `row`; returns None where a signal stopped it."""
+    summary: dict[str, Any] | None = group.from_first(lambda: self._played(params, env_steps))
+    if summary is None:
+      self.is_stopped = True
+      return None
+    names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
+    row.update({f"evaluation/{name}": summary[name] for name in names})
+    for task, values in summary.get("tasks", {}).items():
+      row[f"task/{task}/evaluation/return_mean"] = values["return_mean"]
+    if "seeds/return_mean" in summary:
+      row["seeds/evaluation/return_mean"] = summary["seeds/return_mean"]
+    return summary
+
+  def _played(self, params: Any, env_steps: int) -> dict[str, Any] | None:
+    """Returns what an evaluation of every seed found, or None where a signal stopped it."""
     wanted = self.experiment
     key = jax.random.fold_in(jax.random.key(wanted.seed), EVALUATION_STREAM)
     key = jax.random.fold_in(key, env_steps % 2**32)
@@ -214,13 +304,8 @@ class _Run:
         return None
       results.append(result)
     summary = evaluation.together(results).summary()
-    names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
-    row.update({f"evaluation/{name}": summary[name] for name in names})
-    for task, values in summary.get("tasks", {}).items():
-      row[f"task/{task}/evaluation/return_mean"] = values["return_mean"]
     if wanted.num_seeds > 1:
       summary["seeds/return_mean"] = [float(np.mean(r.returns)) for r in results]
-      row["seeds/evaluation/return_mean"] = summary["seeds/return_mean"]
     return summary
 
   def _unevaluated(self, restored: checkpoint.Restored | None) -> dict[str, Any] | None:
@@ -234,13 +319,15 @@ class _Run:
     self,
     row: dict[str, Any],
     summary: dict[str, Any] | None,
-    writer: metrics.MetricsWriter,
+    writer: metrics.MetricsWriter | None,
     screen: display.Display,
     note: str = "",
   ) -> None:
     """Writes and shows a report, and evaluation.json last: it tells that an evaluation is done."""
-    writer.write(row)
     screen.update(row, note)
+    if writer is None:
+      return
+    writer.write(row)
     if summary is None:
       return
     writer.flush()
@@ -275,6 +362,16 @@ class _Run:
       screen.say(f"  podracer watch --workdir={workdir} --out={pathlib.Path(workdir).name}.mp4")
     screen.say(f"  podracer evaluate --workdir={workdir} --episodes=1000")
     screen.say(f"  podracer plot {workdir}")
+
+
+def _of_processes(own: dict[str, Any]) -> dict[str, Any]:
+  """Returns the metrics of a machine that differ between processes: `processes/<name>` -> a list."""
+  if group.size() == 1:
+    return {}
+  names = [name for name, value in own.items() if isinstance(value, int | float)]
+  values = group.gather(np.array([own[name] for name in names], np.float32))
+  differ = [i for i in range(len(names)) if len(set(map(float, values[:, i]))) > 1]
+  return {f"processes/{names[i]}": values[:, i].tolist() for i in differ}
 
 
 def evaluation_line(summary: dict[str, Any]) -> str:

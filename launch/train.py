@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from podracer import config as config_lib
 
-from . import command_line, experiment, interrupts, teachers
+from . import command_line, experiment, guard, interrupts, teachers
 
 PROGRAM = "podracer train"
 # The command's beginning, for the time to the first update.
@@ -29,6 +29,12 @@ def start(program: str, wanted: experiment.ExperimentConfig[Any, Any]) -> NoRetu
     program: the words of the command, for messages.
     wanted: a checked configuration.
   """
+  if wanted.group.coordinator:
+    guard.run(functools.partial(_train, program, wanted))
+  sys.exit(_train(program, wanted))
+
+
+def _train(program: str, wanted: experiment.ExperimentConfig[Any, Any]) -> int:
   # Before JAX: an interrupt that is raised while a library is imported may be swallowed there.
   with interrupts.Interrupts() as signals:
     # Only here does JAX come in: what a person gets wrong is answered before.
@@ -36,9 +42,8 @@ def start(program: str, wanted: experiment.ExperimentConfig[Any, Any]) -> NoRetu
 
     if signals.requested:
       print(f"{program}: interrupted before training began", file=sys.stderr)
-      sys.exit(signals.exit_code)
-    code = run.run(wanted, START, signals)
-  sys.exit(code)
+      return signals.exit_code
+    return run.run(wanted, START, signals)
 
 
 def parse(args: Sequence[str]) -> experiment.ExperimentConfig[Any, Any]:

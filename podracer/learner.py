@@ -211,12 +211,13 @@ def check_memory(replay_bytes: int, devices: Sequence[jax.Device]) -> None:
 
   Args:
     replay_bytes: on each device.
-    devices: that learn; those of a CPU share its memory.
+    devices: that learn, of all processes; those of a CPU share its memory.
   """
-  stats = devices[0].memory_stats() or {}
+  own = [device for device in devices if device.process_index == jax.process_index()]
+  stats = own[0].memory_stats() or {}
   limit = stats.get("bytes_limit", 0)
   if devices[0].platform == "cpu":
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(own)
   config_lib.check(
     not limit or replay_bytes < limit,
     f"a replay of {replay_bytes / 1e9:.1f} GB a device is more than its memory of {limit / 1e9:.1f} GB: "

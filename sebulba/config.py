@@ -19,7 +19,7 @@ class SebulbaConfig:
   batch_field: ClassVar[str] = "num_environments"
 
   num_environments: int = 64
-  """Environments over all actor threads."""
+  """Environments over all actor threads, of all processes."""
   unroll_length: int = 20
   """Time steps T of an unroll."""
   threads_per_actor_device: int = 2
@@ -36,7 +36,7 @@ class SebulbaConfig:
   refresh: Literal["unroll", "step"] = "unroll"
   """Take new parameters at each unroll, or at each step (with lag=latest)."""
   unrolls_per_update: int = 0
-  """Unrolls of actor threads in the batch of an update; 0 takes one of every thread."""
+  """Unrolls of a process's actor threads in the batch of an update; 0 takes one of every thread."""
   queue_size: int = 1
   """Finished unrolls an actor thread may have waiting; then it waits itself."""
   environment_threads: int = 0
@@ -89,9 +89,9 @@ class SebulbaConfig:
     )
     return int(k)
 
-  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
-    """Returns how many virtual CPU devices to make: as many as are named; threads use the cores."""
-    del num_cores, num_tasks
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1, num_processes: int = 1) -> int:
+    """Returns how many virtual devices a process makes: as many as are named; threads use the cores."""
+    del num_cores, num_tasks, num_processes
     return max((0, *self.actor_devices, *self.learner_devices)) + 1
 
   def split(self, num_devices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -121,8 +121,22 @@ class SebulbaConfig:
       learners = rest[: max(n for n in range(1, len(rest) + 1) if per_thread % n == 0)]
     return actors, learners
 
-  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
+  def of_process(self, num_processes: int) -> "SebulbaConfig":
+    """Returns the configuration of one process of several: its share of the environments."""
+    config.check(
+      self.num_environments % num_processes == 0,
+      f"num_environments={self.num_environments} is not divisible by the {num_processes} processes",
+    )
+    return dataclasses.replace(self, num_environments=self.num_environments // num_processes)
+
+  def check(
+    self, num_devices: int, num_minibatches: int, num_tasks: int = 1, num_processes: int = 1
+  ) -> None:
     """Raises InputError for what can't be shared out over devices, threads, minibatches and tasks."""
+    if num_processes > 1:
+      own = self.of_process(num_processes)
+      own.check(num_devices // num_processes, num_minibatches, num_tasks)
+      return
     actors, learners = self.split(num_devices)
     num_threads = len(actors) * self.threads_per_actor_device
     config.check(

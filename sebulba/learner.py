@@ -1,6 +1,7 @@
-"""The learner of one host: a batch of unrolls, one sharded update, new parameters."""
+"""The learner: a batch of unrolls, one update sharded over all processes, new parameters."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import learner, sharding, types
+from podracer import group, learner, sharding, types
 
 AXIS = "learners"
 P = jax.sharding.PartitionSpec
@@ -76,6 +77,7 @@ class ShardedLearner:
     )
     self._compiled: Any = None
     self._metrics: Any = None
+    self._no_sums: Callable[[], Any]
 
   def init(self, seed: int) -> SebulbaState:
     """Returns the state at the beginning of a run, on every learner device."""
@@ -88,11 +90,13 @@ class ShardedLearner:
     return state
 
   def actor_keys(self, state: SebulbaState, num_actors: int) -> types.Key:
-    """Returns the keys of the actors, `[num_actors]`."""
-    return jax.random.split(jax.device_put(state.key, self.mesh.devices[0]), num_actors)
+    """Returns the keys of this process's actors, `[num_actors]`."""
+    first, end = group.rank() * num_actors, (group.rank() + 1) * num_actors
+    keys: types.Key = jax.random.split(state.key.addressable_data(0), group.size() * num_actors)
+    return keys[first:end]
 
   def batch(self, unrolls: Sequence[Sequence[types.Trajectory]]) -> list[types.Trajectory]:
-    """Returns unrolls, each given by one shard a learner device, as arrays over all of them."""
+    """Returns unrolls, each given by one shard a learner device of this process, as arrays over all."""
     if self.mesh.size == 1:
       return [shards[0] for shards in unrolls]
     return [types.map_batch(self._join, *shards) for shards in unrolls]
@@ -113,8 +117,7 @@ class ShardedLearner:
     self.compile(state, trajectories)
     params, rest = state.learner.params, state.learner._replace(params=None)
     if sums is None:
-      sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._metrics)
-      sums = jax.device_put(sums, self.replicated)
+      sums = self._no_sums()
     params, rest, sums = self._compiled(params, rest, sums, state.key, trajectories)
     return SebulbaState(rest._replace(params=params), state.key), sums
 
@@ -128,6 +131,8 @@ class ShardedLearner:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), self._metrics
     )
     self._compiled = self._update.lower(params, rest, sums, state.key, trajectories).compile()
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), self._metrics)
+    self._no_sums = jax.jit(zeros, out_shardings=self.replicated)
 
   def _init(self, seed: types.Array) -> SebulbaState:
     # The middle key is that of Anakin's environments; here they have seeds.
@@ -153,10 +158,10 @@ class ShardedLearner:
     return state.params, state._replace(params=None), metrics
 
   def _join(self, axis: int, *shards: jax.Array) -> jax.Array:
-    """Returns arrays of one device each as one array over all of them, along `axis`."""
+    """Returns arrays of one device of this process each as one array over all, along `axis`."""
     along = jax.sharding.NamedSharding(self.mesh, P(*[None] * axis, AXIS))
     shape = list(shards[0].shape)
-    shape[axis] *= len(shards)
+    shape[axis] *= self.mesh.size
     return jax.make_array_from_single_device_arrays(tuple(shape), along, list(shards))
 
 

@@ -1,4 +1,4 @@
-"""The Sebulba machine: actor threads feed a learner on one host, and the loop that drives them.
+"""The Sebulba machine: actor threads feed a learner, and the loop that drives them.
 
 Hessel et al. (2021), section 3.2. The learner runs in the thread of whoever asks for reports; every
 actor has a thread of its own.
@@ -13,7 +13,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import episodes, host_environment, learner, multitask, report, sharding, types
+from podracer import episodes, group, host_environment, learner, multitask, report, sharding, types
 
 from . import actor, async_collector, clock, config, inference, stages
 from . import learner as learner_lib
@@ -44,15 +44,15 @@ class Sebulba:
       learner_config: of the learner.
       machine_config: of the machine.
       num_env_steps: of the whole run, over which a learning-rate schedule runs.
-      devices: of this host; all by default.
+      devices: of all processes, of each as many; all there are by default.
       record: share of the environments whose unrolls are recorded, in [0, 1].
 
     Raises:
       config.InputError: if devices, threads, environments, tasks and minibatches can't be shared out,
         and for a recording of several tasks.
     """
-    devices = jax.local_devices() if devices is None else devices
-    self.config = machine_config
+    devices = jax.devices() if devices is None else devices
+    self.config = machine_config = machine_config.of_process(group.size())
     self.factory = host_environment.as_factory(environment)
     self.spec = self.factory.spec
     self.task_names = multitask.task_names(self.spec)
@@ -65,12 +65,12 @@ class Sebulba:
       machine_config, devices, learner_config.num_minibatches, max(1, len(self.task_names))
     )
     batch = self.topology.environments_per_actor * self.topology.unrolls_per_update
-    self.steps_per_update = batch * machine_config.unroll_length
+    self.steps_per_update = group.size() * batch * machine_config.unroll_length
     self.max_refused_updates = learner_config.max_refused_updates
     self.learner = learner_lib.ShardedLearner(
       agent,
       learner_config,
-      self.topology.learners,
+      self.topology.all_learners,
       -(-num_env_steps // self.steps_per_update),
       self.topology.unrolls_per_update,
       agent_lib.trajectory_shapes(
@@ -234,7 +234,8 @@ def run(
   keys = machine.learner.actor_keys(state, len(machine.topology.actors))
   # The environments of a resumed run begin anew, and not as the run itself began.
   num_environments = machine.topology.environments_per_actor * len(machine.topology.actors)
-  seeds = host_environment.make_seeds(seed, num_environments, counts.updates)
+  seeds = host_environment.make_seeds(seed, group.size() * num_environments, counts.updates)
+  seeds = seeds[group.rank() * num_environments :][:num_environments]
   try:
     threads.start(state.learner.params, keys, counts.updates, seeds)
     yield from _learn(
@@ -332,7 +333,7 @@ class _Counts:
 
   def add(self, unrolls: list[actor.Unroll]) -> None:
     self.updates += 1
-    self.env_steps += sum(unroll.num_steps for unroll in unrolls)
+    self.env_steps += group.total(sum(unroll.num_steps for unroll in unrolls))
 
   def to_json(self) -> dict[str, Any]:
     return {
@@ -364,9 +365,12 @@ def _metrics(
   machine: Sebulba, counts: _Counts, since: _Since, laps: stages.Stages
 ) -> dict[str, Any]:
   """Returns the metrics of a report."""
-  totals = episodes.EpisodeTotals(*(since.episodes if machine.task_names else since.episodes[:, 0]))
+  ended = np.sum(group.gather_json(since.episodes.tolist()), axis=0)
+  totals = episodes.EpisodeTotals(*(ended if machine.task_names else ended[:, 0]))
   counts.episodes.add(totals.num_episodes)
-  steps_per_second = since.num_steps / laps.seconds
+  # Of all processes, as is what was counted; where the time goes is of this one.
+  num_steps = group.total(since.num_steps)
+  steps_per_second = num_steps / laps.seconds
   frames = machine.factory.frames_per_step
   means = {
     **episodes.mean_metrics(totals, machine.task_names),

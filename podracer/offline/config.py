@@ -30,12 +30,17 @@ class OfflineConfig:
     config.check_positive(num_windows=self.num_windows, unroll_length=self.unroll_length)
     config.check_at_least(0, updates_per_report=self.updates_per_report)
 
-  def preferred_devices(self, num_cores: int, num_tasks: int = 1) -> int:
-    """Returns how many virtual CPU devices to make: one a core, or the next number that divides."""
-    return config.even_shares(self.num_windows, num_cores, num_tasks)
+  def preferred_devices(self, num_cores: int, num_tasks: int = 1, num_processes: int = 1) -> int:
+    """Returns how many virtual devices a process makes: one a core, or the next number that divides."""
+    return config.even_shares(self.num_windows, num_cores, num_tasks * num_processes)
 
-  def check(self, num_devices: int, num_minibatches: int, num_tasks: int = 1) -> None:
+  def check(
+    self, num_devices: int, num_minibatches: int, num_tasks: int = 1, num_processes: int = 1
+  ) -> None:
     """Raises InputError unless devices, minibatches and tasks get whole shares of the windows."""
+    config.check(
+      num_processes == 1, "architecture offline runs in one process (of several devices)"
+    )
     config.check(bool(self.data), "no data given: --data=DIR, a collection of `podracer record`")
     shares = num_devices * num_tasks
     tasks = f" of {num_tasks} tasks each" if num_tasks > 1 else ""

@@ -29,8 +29,8 @@ NUM_ENV_STEPS = 300_000
 class Process:
   """One `podracer` process, with its output in files."""
 
-  def __init__(self, args, cwd, **keywords):
-    self.out, self.err = (pathlib.Path(cwd) / f"process.{name}" for name in ("out", "err"))
+  def __init__(self, args, cwd, name="process", **keywords):
+    self.out, self.err = (pathlib.Path(cwd) / f"{name}.{stream}" for stream in ("out", "err"))
     command = [sys.executable, "-m", "podracer.launch.main", *map(str, args)]
     with open(self.out, "w") as out, open(self.err, "w") as err:
       # A group of its own, so that a signal meant for it is not ours too.

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import pytest
 
 from podracer import config
@@ -63,10 +65,25 @@ def test_lags():
   assert {lag: config_lib.SebulbaConfig(lag=lag).fixed_lag for lag in lags} == lags
 
 
+class Device(NamedTuple):
+  process_index: int
+  number: int
+
+
+def test_actors_of_a_process_are_its_own_and_all_processes_learn():
+  made = config_lib.SebulbaConfig(num_environments=8, actor_devices=(0,), learner_devices=(1, 2))
+  devices = [Device(process, i) for process in (1, 0) for i in range(3)]
+  found = topology.make_topology(made, devices)
+  assert found.actor_devices == (Device(0, 0),)
+  assert found.learners == (Device(0, 1), Device(0, 2))
+  assert found.all_learners == (Device(1, 1), Device(1, 2), Device(0, 1), Device(0, 2))
+
+
 def test_topology():
   made = config_lib.SebulbaConfig(num_environments=36, threads_per_actor_device=3)
-  found = topology.make_topology(made, ["a", "b", "c", "d", "e", "f", "g", "h"])
-  assert found.actors == ("a", "a", "a", "b", "b", "b")
-  assert found.learners == ("c", "d", "e", "f", "g", "h")
-  assert found.actor_devices == ("a", "b")
+  a, b, *others = devices = [Device(0, i) for i in range(8)]
+  found = topology.make_topology(made, devices)
+  assert found.actors == (a, a, a, b, b, b)
+  assert found.learners == found.all_learners == tuple(others)
+  assert found.actor_devices == (a, b)
   assert (found.environments_per_actor, found.unrolls_per_update) == (6, 6)

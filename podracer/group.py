@@ -1,0 +1,105 @@
+"""The processes that train together, and what they agree on.
+
+JAX's own runtime joins them (`jax.distributed`). Every function here but the first three is a collective:
+all processes call it, in the same order. A process alone talks to nobody.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from podracer import report
+
+AXIS = "processes"
+P = jax.sharding.PartitionSpec
+
+
+def size() -> int:
+  """Returns how many processes there are."""
+  return jax.process_count()
+
+
+def rank() -> int:
+  """Returns the number of this one."""
+  return jax.process_index()
+
+
+def is_first() -> bool:
+  """Returns True in the process that writes what is written once."""
+  return jax.process_index() == 0
+
+
+def gather(values: Any) -> np.ndarray:
+  """Returns what every process gave, `[size, ...]`.
+
+  Args:
+    values: an array or a number, of the same shape and dtype in each; 64 bits become 32.
+  """
+  own = np.asarray(values)[None]
+  if size() == 1:
+    return own
+  mesh, device, replicate = _connection()
+  shard = jax.device_put(own, device)
+  shape = (size(), *own.shape[1:])
+  sharding = jax.sharding.NamedSharding(mesh, P(AXIS))
+  return np.asarray(replicate(jax.make_array_from_single_device_arrays(shape, sharding, [shard])))
+
+
+def total(number: int) -> int:
+  """Returns the sum of a number, below 2^31 in each process."""
+  return int(np.sum(gather(np.int32(number)), dtype=np.int64))
+
+
+def any_of(flag: bool) -> bool:
+  """Returns True where any process says so."""
+  return bool(gather(np.int32(flag)).any())
+
+
+def gather_json(value: Any) -> list[Any]:
+  """Returns what every process gave, JSON values of any length; a number comes back to the last bit."""
+  if size() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = gather(np.int32(text.size))
+  texts = gather(np.pad(text, (0, int(lengths.max()) - text.size)))
+  return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
+
+
+def from_first(work: Callable[[], Any]) -> Any:
+  """Returns, in every process, what the first one gets from `work`; the others wait for it.
+
+  Args:
+    work: returns JSON values.
+
+  Raises:
+    report.RunError: in the others, where it raised in the first.
+  """
+  if size() == 1:
+    return work()
+  value, error = None, None
+  if is_first():
+    try:
+      value = work()
+    except Exception as raised:
+      error = raised
+  value, failure = gather_json([value, None if error is None else f"{error}"])[0]
+  if error is not None:
+    raise error
+  if failure is not None:
+    raise report.RunError(f"process 0 failed: {failure}")
+  return value
+
+
+@functools.cache
+def _connection() -> tuple[jax.sharding.Mesh, jax.Device, Any]:
+  """Returns a mesh of one device a process, this one's, and the program that tells all to each."""
+  firsts = [
+    next(device for device in jax.devices() if device.process_index == i) for i in range(size())
+  ]
+  mesh = jax.sharding.Mesh(np.asarray(firsts), (AXIS,))
+  replicate = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, P()))
+  return mesh, jax.local_devices()[0], replicate
