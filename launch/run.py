@@ -231,9 +231,9 @@ class _Run:
           metadata["unevaluated"] = row
       self._write(row, summary if finished or due else None, writer, screen, news.summary)
       now = time.monotonic()
-      self.is_stopped, is_late = group.gather(
-        np.array([self.signals.requested, now - last_save >= wanted.checkpoint_every_seconds])
-      ).any(axis=0)
+      is_late = now - last_save >= wanted.checkpoint_every_seconds
+      asked = group.gather(np.array([self.signals.requested, is_late]))
+      self.is_stopped, is_late = (bool(x) for x in np.any(asked, axis=0))
       if finished or self.is_stopped or is_late:
         # A run killed after it, and resumed from it, would lack a row that was still queued.
         if writer is not None:

@@ -192,7 +192,7 @@ class Checkpointer:
       CheckpointError: if no step can be restored, or if `step` can't be; names each and its fault.
     """
     self.wait()
-    steps = self.steps()
+    steps = group.from_first(self.steps)
     if step is not None and step not in steps:
       there = ", ".join(map(str, steps)) or "none"
       raise CheckpointError(
@@ -552,11 +552,15 @@ def _hash(manifest: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _reading(what: str) -> Iterator[None]:
-  """Turns whatever a damaged file makes Orbax raise into a fault."""
+  """Turns whatever a damaged file makes Orbax raise into a fault, in every process."""
+  fault: Exception | None = None
   try:
     yield
   except Exception as error:
-    raise _FaultError(f"is corrupt: its {what} can't be read ({_first_line(error)})") from error
+    fault = error
+  if group.any_of(fault is not None):
+    reason = _first_line(fault) if fault is not None else "another process says so"
+    raise _FaultError(f"is corrupt: its {what} can't be read ({reason})") from fault
 
 
 def _first_line(error: BaseException) -> str:
