@@ -33,6 +33,7 @@ EXPORTS = {
 DATA = sorted({need for needs in EXPORTS.values() for need in needs})
 # What makes the notebooks of their scripts, and runs them.
 NOTEBOOKS = ["ipykernel", "jupytext", "nbclient", "nbformat"]
+RAY = ["ray[train]>=2.60"]
 ENVIRONMENTS = sorted({requirement for needs in SUITES.values() for requirement in needs})
 
 setuptools.setup(
@@ -54,7 +55,7 @@ setuptools.setup(
   python_requires=">=3.11",
   packages=packages,
   package_dir={f"podracer.{part}": part for part in PARTS},
-  package_data={"podracer": ["py.typed"]},
+  package_data={"podracer": ["py.typed"], "podracer.launch": ["launchpad_requirements.txt"]},
   install_requires=[
     "absl-py",
     "chex",
@@ -71,6 +72,7 @@ setuptools.setup(
     "grain>=0.2.12; platform_system != 'Windows'",
     "protobuf>=5",
     "pyarrow>=18",
+    "pyyaml",
     "orbax-checkpoint>=0.11.20",
     "rich",
     "flashbax>=0.1.3",
@@ -86,13 +88,16 @@ setuptools.setup(
     **EXPORTS,
     "data": DATA,
     "notebooks": NOTEBOOKS,
+    "ray": RAY,
     "wandb": ["wandb"],
     "test": [
       *ENVIRONMENTS,
       *DATA,
       *NOTEBOOKS,
+      *RAY,
       "build",
       "datasets>=3",
+      "jsonschema",
       "tensorflow-datasets>=4.9.8",
       "mypy",
       "pytest",

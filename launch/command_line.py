@@ -1,6 +1,7 @@
 """Parsing of command lines: tyro, with every fault as one line and exit code 2."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -78,6 +79,29 @@ def peek(args: Sequence[str], name: str) -> str | None:
     if flag.replace("-", "_") == f"__{name}":
       value = rest if separator else (args[i + 1] if i + 1 < len(args) else None)
   return value
+
+
+def split(cls: Any, args: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns the flags that are fields of a dataclass, and all others as they are.
+
+  Args:
+    cls: the dataclass; a field that is a bool takes no value.
+    args: flags as `--name=value` or `--name value`.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  own, others = [], []
+  waiting = list(args)
+  while waiting:
+    arg = waiting.pop(0)
+    name, separator, _ = arg.removeprefix("--").partition("=")
+    field = fields.get(name.replace("-", "_")) if arg.startswith("--") else None
+    if field is None and arg not in ("-h", "--help"):
+      others.append(arg)
+      continue
+    own.append(arg)
+    if field is not None and not separator and field.type is not bool and waiting:
+      own.append(waiting.pop(0))
+  return own, others
 
 
 def check_choice(kind: str, name: str, valid: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
   "generalist": "train one network for many tasks from recorded data, and play them",
   "plot": "draw the learning curves of runs",
   "envs": "list the environments there are",
+  "launch": "start the processes of several hosts by Ray, SLURM or GKE",
   "rehearse": "run the processes of several hosts on this machine",
   "tune": "find the fastest settings of sebulba on this machine",
 }

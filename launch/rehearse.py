@@ -18,26 +18,19 @@ from . import command_line, experiment, train
 
 PROGRAM = "podracer rehearse"
 END_SECONDS = 30.0
-USAGE = """usage: podracer rehearse [--num_hosts N] [--devices_per_host D] [OPTIONS OF podracer train]
-
-Runs the training that the options name as it would run on N hosts: a process a host, each with D virtual
-devices, joined on this machine's loopback. What they print has the number of its host before it.
-
-  --num_hosts N         hosts (default: 2)
-  --devices_per_host D  virtual devices of each (default: 1)
-
-`podracer train --help` tells the options of training. To begin:
-
-  podracer rehearse --num_hosts=2 --env=gymnax:Catch-bsuite --num_env_steps=200_000
-"""
 
 
 @dataclasses.dataclass(frozen=True)
 class RehearseConfig:
-  """What is rehearsed."""
+  """Runs the processes of several hosts on this machine; takes the options of `podracer train`, too.
+
+  A process a host, joined on the loopback. What they print has the number of its host before it.
+  """
 
   num_hosts: int = 2
+  """Hosts."""
   devices_per_host: int = 1
+  """Virtual devices of each."""
 
   def __post_init__(self) -> None:
     config.check_positive(num_hosts=self.num_hosts, devices_per_host=self.devices_per_host)
@@ -45,42 +38,35 @@ class RehearseConfig:
 
 def main(args: Sequence[str]) -> None:
   """Runs the command."""
-  if "-h" in args or "--help" in args:
-    print(USAGE, end="")
-    return
-  wanted, training = _parse(args)
+  flags = parse(args)
+  sys.exit(run([[sys.executable, "-m", "podracer.launch.main", "train", *each] for each in flags]))
+
+
+def parse(args: Sequence[str]) -> list[list[str]]:
+  """Returns the flags of `podracer train` on each host.
+
+  Raises:
+    config.InputError: for a wrong flag, also of training: it is said once, by no host.
+  """
+  own, training = command_line.split(RehearseConfig, args)
+  wanted: RehearseConfig = command_line.parse(RehearseConfig, PROGRAM, own)
+  for name in ("coordinator", "num_processes", "process_id", "num_devices"):
+    config.check(
+      command_line.peek(training, name) is None, f"--{name} is set by the rehearsal: leave it out"
+    )
   if command_line.peek(training, "workdir") is None:
     env, agent = command_line.peek(training, "env") or "", command_line.peek(training, "agent")
     named = experiment.default_workdir(env, agent or "impala")
     training = [*training, *([f"--workdir={named}-rehearsal"] if named else [])]
-  training = [*training, f"--num_devices={wanted.num_hosts * wanted.devices_per_host}"]
-  port = free_port()
-  shared = [*training, f"--coordinator=127.0.0.1:{port}", f"--num_processes={wanted.num_hosts}"]
+  shared = [
+    *training,
+    f"--num_devices={wanted.num_hosts * wanted.devices_per_host}",
+    f"--coordinator=127.0.0.1:{free_port()}",
+    f"--num_processes={wanted.num_hosts}",
+  ]
   flags = [[*shared, f"--process_id={i}"] for i in range(wanted.num_hosts)]
-  train.parse(flags[0])  # What is wrong is said once.
-  sys.exit(run([[sys.executable, "-m", "podracer.launch.main", "train", *each] for each in flags]))
-
-
-def _parse(args: Sequence[str]) -> tuple[RehearseConfig, list[str]]:
-  """Returns the rehearsal's own flags, and those of training."""
-  numbers: dict[str, int] = {}
-  rest: list[str] = []
-  waiting = list(args)
-  while waiting:
-    arg = waiting.pop(0)
-    name, separator, value = arg.removeprefix("--").partition("=")
-    name = name.replace("-", "_")
-    if not arg.startswith("--") or name not in ("num_hosts", "devices_per_host"):
-      rest.append(arg)
-      continue
-    value = value if separator else (waiting.pop(0) if waiting else "")
-    config.check(value.isdecimal(), f"--{name} takes a whole number, got {value!r}")
-    numbers[name] = int(value)
-  for name in ("coordinator", "num_processes", "process_id", "num_devices"):
-    config.check(
-      command_line.peek(rest, name) is None, f"--{name} is set by the rehearsal: leave it out"
-    )
-  return RehearseConfig(**numbers), rest
+  train.parse(flags[0])
+  return flags
 
 
 def free_port() -> int:
