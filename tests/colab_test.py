@@ -4,9 +4,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import shutil
-import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -52,19 +49,6 @@ def install_cell(name):
   return cell
 
 
-def colab_python():
-  """Returns an interpreter of Colab's version, or None. One on the path may be a shim without it."""
-  short = ".".join(map(str, VERSION))
-  candidates = [sys.executable, shutil.which(f"python{short}")]
-  candidates += sorted(pathlib.Path.home().glob(f".pyenv/versions/{short}*/bin/python"))
-  candidates += sorted(pathlib.Path.home().glob(f".local/share/uv/python/*{short}*/bin/python"))
-  code = f"import sys, venv; sys.exit(sys.version_info[:2] != {VERSION})"
-  for candidate in filter(None, candidates):
-    if subprocess.run([candidate, "-c", code], capture_output=True, check=False).returncode == 0:
-      return candidate
-  return None
-
-
 def test_pins_are_exact_and_name_jax():
   found = pins()
   assert {"jax", "jaxlib", "flax", "optax", "numpy", "gymnasium"} <= found.keys()
@@ -74,10 +58,10 @@ def test_pins_are_exact_and_name_jax():
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory):
   """A folder with an environment like Colab's and a wheel, before podracer is installed."""
-  interpreter = colab_python()
+  fresh, folder = load_fresh(), tmp_path_factory.mktemp("colab")
+  interpreter = fresh.find_python(VERSION)
   if interpreter is None:
     pytest.skip(f"there is no Python {'.'.join(map(str, VERSION))}, which Colab has")
-  fresh, folder = load_fresh(), tmp_path_factory.mktemp("colab")
   python = fresh.make_environment(folder / "environment", interpreter)
   fresh.run(python, "-m", "pip", "install", "--quiet", "-r", CONSTRAINTS, cwd=folder)
   return folder, python, fresh.build_wheel(folder)

@@ -24,6 +24,19 @@ def run(*args, **keywords):
   return result.stdout
 
 
+def find_python(version):
+  """Returns an interpreter of (major, minor), or None. One on the path may be a shim without it."""
+  short = ".".join(map(str, version))
+  candidates = [sys.executable, shutil.which(f"python{short}")]
+  candidates += sorted(pathlib.Path.home().glob(f".pyenv/versions/{short}*/bin/python"))
+  candidates += sorted(pathlib.Path.home().glob(f".local/share/uv/python/*{short}*/bin/python"))
+  code = f"import sys, venv; sys.exit(sys.version_info[:2] != {tuple(version)})"
+  for candidate in filter(None, candidates):
+    if subprocess.run([candidate, "-c", code], capture_output=True, check=False).returncode == 0:
+      return candidate
+  return None
+
+
 def build_wheel(folder):
   """Returns the path of a wheel, built from a copy: builds at once in the checkout share a folder."""
   source = folder / "source"

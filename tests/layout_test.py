@@ -84,3 +84,18 @@ def test_importing_the_core_needs_no_jax(tmp_path):
     "assert 'jax' not in sys.modules, 'jax was imported'"
   )
   subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# What unpickles runs whatever the bytes say. The one that does gives them to its own child as it starts it.
+UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+MAY_UNPICKLE = {ROOT / "podracer" / "environments" / "gymnasium.py"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_unpickled_from_disk_or_network(path):
+  libraries = {name.split(".")[0] for level, name in imported(path) if level == 0}
+  assert path in MAY_UNPICKLE or not libraries & UNPICKLERS
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+      assert isinstance(node.value, ast.Constant)
+      assert node.value.value is False

@@ -3,6 +3,7 @@
 import glob
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -112,6 +113,38 @@ class Run:
     assert self.state() == other.state()
     assert self.rows() == other.rows()
     assert self.evaluation() == other.evaluation()
+
+
+class Loss:
+  """What a fault costs, as properties of the test; benchmarks/faults.py prints them."""
+
+  def __init__(self, record_property):
+    self._record, self._begin, self._env_steps = record_property, 0.0, 0
+
+  def happens(self, run):
+    """To be called as a fault happens."""
+    self._begin, self._env_steps = time.monotonic(), _env_steps(run)
+
+  def has(self, what):
+    """To be called when the processes have ended, or have resumed."""
+    self._record(f"{what}_seconds", time.monotonic() - self._begin)
+
+  def is_mended(self, said):
+    """To be called with what was said by the processes that went on."""
+    resumed = int(re.findall(r"resumed at ([\d,]+)", said)[-1].replace(",", ""))
+    self._record("env_steps", self._env_steps)
+    self._record("lost_env_steps", self._env_steps - resumed)
+    self._record("first_update_seconds", float(re.findall(r"first update ([\d.]+) s", said)[-1]))
+
+
+def _env_steps(run):
+  """The last count that was written, which may be of before the last update."""
+  return run.rows()[-1]["env_steps"] if run.num_rows() else 0
+
+
+@pytest.fixture
+def loss(record_property):
+  return Loss(record_property)
 
 
 @pytest.fixture

@@ -457,10 +457,12 @@ def undisturbed(cluster, finished, tmp_path_factory):
   return run
 
 
-def assert_ends_as(run, process, undisturbed):
+def assert_ends_as(run, process, undisturbed, loss):
+  process.wait_until(lambda: "resumed at" in process.out.read_text())
+  loss.has("resumed")
   code, out, err = process.wait()
   assert code == 0, out + err
-  assert "resumed at" in out
+  loss.is_mended(out)
   assert run.rows()[-1]["env_steps"] == undisturbed.rows()[-1]["env_steps"]
   assert run.state() == undisturbed.state()
   return out, err
@@ -492,36 +494,41 @@ def test_ray_trains_to_the_end(undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
-def test_ray_starts_all_again_where_a_process_is_killed(cluster, undisturbed, make_run, number):
+def test_ray_starts_all_again_where_a_process_is_killed(
+  cluster, undisturbed, make_run, number, loss
+):
   run = make_run()
   process = start_on(cluster, run)
   process.wait_until(trains(run))
   os.kill(pids_of_host(run, number)[-1], signal.SIGKILL)
-  _, err = assert_ends_as(run, process, undisturbed)
+  loss.happens(run)
+  _, err = assert_ends_as(run, process, undisturbed, loss)
   assert f"host {number}: podracer train ended with exit code 137" in err
   assert "restart 1 of all processes" in err
 
 
 @pytest.mark.slow
-def test_ray_goes_on_with_a_new_host(cluster, undisturbed, make_run):
+def test_ray_goes_on_with_a_new_host(cluster, undisturbed, make_run, loss):
   run = make_run()
   process = start_on(cluster, run)
   process.wait_until(trains(run))
+  loss.happens(run)
   cluster.remove_node(cluster.podracer_hosts.pop(), allow_graceful=False)
   cluster.podracer_hosts.append(cluster.add_node(num_cpus=1))
-  assert_ends_as(run, process, undisturbed)
+  assert_ends_as(run, process, undisturbed, loss)
 
 
 @pytest.mark.slow
-def test_sigterm_reaches_all_processes_which_save(cluster, undisturbed, make_run):
+def test_sigterm_reaches_all_processes_which_save(cluster, undisturbed, make_run, loss):
   run = make_run()
   process = start_on(cluster, run, "--checkpoint_every_seconds=1000")
   process.wait_until(lambda: run.num_rows() >= 3)
   process.send(signal.SIGTERM)
+  loss.happens(run)
   code, out, err = process.wait()
   assert code == 128 + signal.SIGTERM, out + err
   assert "saved at" in out
-  assert_ends_as(run, start_on(cluster, run), undisturbed)
+  assert_ends_as(run, start_on(cluster, run), undisturbed, loss)
 
 
 @pytest.mark.slow

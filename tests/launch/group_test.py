@@ -22,7 +22,7 @@ from podracer.launch import guard, host, rehearse
 from podracer.launch import main as main_lib
 
 from .conftest import TINY, Process, Run
-from .faults_test import flip_a_bit_of_every_file
+from .faults_test import data_files, flip_bit
 
 TERMINATED = 128 + signal.SIGTERM
 PEER_TIMEOUT = 10
@@ -283,10 +283,10 @@ def begun(run):
   return group
 
 
-def assert_goes_on_as(run, uninterrupted):
+def assert_goes_on_as(run, uninterrupted, loss):
   codes, said = Group(run.root, *WHOLE).wait()
   assert codes == [0, 0], said
-  assert "resumed at" in said
+  loss.is_mended(said)
   assert run.state() == uninterrupted.state()
   rows, expected = ([dict(row) for row in r.rows()] for r in (run, uninterrupted))
   for row in (*rows, *expected):
@@ -303,17 +303,19 @@ def assert_nobody_is_left(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [(1,), (0, 1)])
-def test_a_signal_to_one_saves_and_ends_all(told, make_run, uninterrupted):
+def test_a_signal_to_one_saves_and_ends_all(told, make_run, uninterrupted, loss):
   run = make_run("run")
   group = begun(run)
   for i in told:
     group.members[i].send(signal.SIGTERM)
+  loss.happens(run)
   codes, said = group.wait()
+  loss.has("ended")
   assert codes == [TERMINATED if i in told else guard.PEER_LOST for i in range(2)], said
   assert "saved at" in said
   assert "Traceback" not in said
   assert_nobody_is_left(run)
-  assert_goes_on_as(run, uninterrupted)
+  assert_goes_on_as(run, uninterrupted, loss)
 
 
 @pytest.mark.slow
@@ -321,39 +323,50 @@ def test_a_signal_to_one_saves_and_ends_all(told, make_run, uninterrupted):
   ("killed", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)]
 )
 def test_where_one_is_lost_the_others_end_and_all_go_on_later(
-  killed, number, make_run, uninterrupted
+  killed, number, make_run, uninterrupted, loss
 ):
   run = make_run("run")
   group = begun(run)
   stuck = group.worker(killed)
   os.kill(stuck if number == signal.SIGSTOP else group.members[killed].popen.pid, number)
-  begin = time.monotonic()
+  loss.happens(run)
   other = group.members[1 - killed]
   assert other.popen.wait(6 * PEER_TIMEOUT) == guard.PEER_LOST, other.err.read_text()
-  print(f"lost {killed} by {number.name}: noticed after {time.monotonic() - begin:.1f} s")
+  loss.has("ended")
   assert f"Exit code {guard.PEER_LOST}" in other.err.read_text()
   if number == signal.SIGSTOP:
     os.kill(stuck, signal.SIGKILL)
   group.wait()
   assert_nobody_is_left(run)
-  assert_goes_on_as(run, uninterrupted)
+  assert_goes_on_as(run, uninterrupted, loss)
+
+
+def of_one_process(step, process=1):
+  """The arrays of a checkpoint that one process alone has written, and will read."""
+  return [path for path in step.glob(f"*/ocdbt.process_{process}/d/*") if path.is_file()]
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_by_all(make_run, uninterrupted):
+@pytest.mark.parametrize("files", [data_files, of_one_process])
+def test_a_damaged_checkpoint_is_passed_over_by_all(files, make_run, uninterrupted, loss):
   run = make_run("run")
   group = begun(run)
   group.members[0].send(signal.SIGTERM)
   group.wait()
-  flip_a_bit_of_every_file(run.steps()[-1])
+  loss.happens(run)
+  damaged = files(run.steps()[-1])
+  assert damaged
+  for path in damaged:
+    flip_bit(path)
   codes, said = Group(run.root, *WHOLE).wait()
   assert codes == [0, 0], said
+  loss.is_mended(said)
   assert "is skipped" in said
   assert run.state() == uninterrupted.state()
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_of_a_save(make_run, uninterrupted):
+def test_killed_at_any_moment_of_a_save(make_run, uninterrupted, loss):
   run = make_run("run")
   delays = (0.0, 0.03, 0.1, 0.3)
   for delay in delays:
@@ -366,9 +379,10 @@ def test_killed_at_any_moment_of_a_save(make_run, uninterrupted):
     time.sleep(delay)
     for member in group.members:
       member.send(signal.SIGKILL)
+    loss.happens(run)
     group.wait()
     assert_nobody_is_left(run)
-  assert_goes_on_as(run, uninterrupted)
+  assert_goes_on_as(run, uninterrupted, loss)
 
 
 @pytest.mark.slow

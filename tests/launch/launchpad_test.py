@@ -52,19 +52,6 @@ sys.exit(subprocess.run(["sh", "-c", command]).returncode)
 """
 
 
-def python310():
-  """Returns an interpreter, or None. One on the path may be a shim without it."""
-  short = ".".join(map(str, VERSION))
-  candidates = [shutil.which(f"python{short}")]
-  candidates += sorted(pathlib.Path.home().glob(f".pyenv/versions/{short}*/bin/python"))
-  candidates += sorted(pathlib.Path.home().glob(f".local/share/uv/python/*{short}*/bin/python"))
-  code = f"import sys, venv; sys.exit(sys.version_info[:2] != {VERSION})"
-  for candidate in filter(None, candidates):
-    if subprocess.run([candidate, "-c", code], capture_output=True, check=False).returncode == 0:
-      return candidate
-  return None
-
-
 def load_fresh():
   spec = importlib.util.spec_from_file_location("fresh", ROOT / "tests" / "fresh.py")
   module = importlib.util.module_from_spec(spec)
@@ -75,7 +62,8 @@ def load_fresh():
 @pytest.fixture(scope="session")
 def launchpad_python():
   """The interpreter of an environment with the requirements, kept for the next time."""
-  interpreter = python310()
+  fresh = load_fresh()
+  interpreter = fresh.find_python(VERSION)
   if interpreter is None:
     reason = "there is no Python 3.10, which Launchpad needs"
     pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
@@ -87,7 +75,6 @@ def launchpad_python():
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not (folder / "complete").exists():
       shutil.rmtree(folder, ignore_errors=True)
-      fresh = load_fresh()
       python = fresh.make_environment(folder, interpreter)
       fresh.run(python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS)
       fresh.run(python, "-m", "pip", "check")
