@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,7 +135,36 @@ def _join(group: GroupConfig) -> int:
     ) from error
   from jax._src import distributed  # The public process_count() would start the devices already.
 
+  _connect_by(str(distributed.global_state.coordinator_address))
   return int(distributed.global_state.num_processes)
+
+
+def _connect_by(coordinator: str) -> None:
+  """Has the collectives of CPUs listen on the address by which this host reaches the coordinator.
+
+  By themselves they take the one that the host's name leads to: an outer one where the coordinator is on the
+  loopback, or the loopback (Debian's 127.0.1.1) where it is not. JAX has no public option for it.
+  """
+  from jax._src.lib import _jax
+
+  address = own_address(coordinator)
+  if address is not None:
+    _jax.make_gloo_tcp_collectives = functools.partial(
+      _jax.make_gloo_tcp_collectives, hostname=address
+    )
+
+
+def own_address(coordinator: str) -> str | None:
+  """Returns this host's address on the way to address:port, or None where there is no way."""
+  host, _, port = coordinator.rpartition(":")
+  try:
+    kind, _, _, _, there = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(kind, socket.SOCK_DGRAM) as way:
+      way.connect(there)  # Of a datagram socket: nothing is sent.
+      address: str = way.getsockname()[0]
+    return address
+  except OSError:
+    return None
 
 
 def _share(devices: Sequence[Any], num_devices: int) -> list[Any]:

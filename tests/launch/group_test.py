@@ -396,6 +396,12 @@ def test_a_full_disk_of_one_process_stops_neither(make_run, uninterrupted):
   assert run.steps(), said
 
 
+def test_the_address_that_leads_to_the_coordinator():
+  assert host.own_address("127.0.0.1:80") == "127.0.0.1"
+  assert host.own_address("localhost:80") in ("127.0.0.1", "::1")
+  assert host.own_address("no.such.host.invalid:80") is None
+
+
 @pytest.mark.slow
 def test_only_the_loopback_is_listened_on(make_run):
   run = make_run("run")
