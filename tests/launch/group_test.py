@@ -172,6 +172,12 @@ MUZERO = ("--agent=muzero", "--config.search.num_simulations=2", "--config.num_m
 ALIKE = {
   "impala on anakin": (ANAKIN, (), (), 1e-5),
   "muzero on anakin": ((*CATCH, *MUZERO), (), (), 1e-4),
+  "muzero on sebulba": (
+    (*SEBULBA, *MUZERO),
+    ("--actor_devices", "0", "1", "--learner_devices", "2", "3"),
+    ("--actor_devices", "0", "--learner_devices", "1"),
+    5e-4,  # A search makes more of a difference in the last bits.
+  ),
   "impala on sebulba": (
     SEBULBA,
     ("--actor_devices", "0", "1", "--learner_devices", "2", "3"),
@@ -209,15 +215,6 @@ def test_two_processes_are_one_with_the_same_batch(what, make_run):
   # A log is written once; what differs between processes is in it by process.
   assert [row["updates"] for row in two.rows()] == [row["updates"] for row in one.rows()]
   assert all(len(v) == 2 for k, v in two.rows()[-1].items() if k.startswith("processes/"))
-
-
-@pytest.mark.slow
-def test_muzero_on_sebulba_has_the_same_parameters_in_every_process(make_run):
-  run = make_run("run")
-  codes, said = Group(run.root, *SEBULBA, *MUZERO, *ALIKE["impala on sebulba"][2]).wait()
-  assert codes == [0, 0], said
-  first, second = digests(said)
-  assert first == second
 
 
 @pytest.mark.slow
