@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import minari
 import numpy as np
 
-from podracer import agent, anakin, config, data, environments, sebulba, types
+from podracer import agent, anakin, config, data, environments, files, sebulba, types
 from podracer.agents import impala
 from podracer.anakin import machine as machine_lib
 from podracer.anakin import recording as anakin_recording
-from podracer.data import episode, files, layout, reader, recorder, schema, shards
+from podracer.data import episode, layout, reader, recorder, schema, shards
 from podracer.sebulba import recording as sebulba_recording
 
 BREAKOUT, PONG = "gymnax:Breakout-MinAtar", "envpool:Pong-v5"

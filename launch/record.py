@@ -125,7 +125,8 @@ class _Recording:
     self.lock = contextlib.ExitStack()
 
   def __enter__(self) -> "_Recording":
-    from podracer.data import files, layout
+    from podracer import files
+    from podracer.data import layout
 
     # Two processes that play the same episodes would both write them.
     name = hashlib.sha256(self._prefix().encode()).hexdigest()[:16]

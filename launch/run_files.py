@@ -5,17 +5,12 @@ import json
 import pathlib
 from typing import Any
 
+from podracer import files
+
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-  """Writes a JSON file by rename, so that a reader never sees half of it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.partial")
-  try:
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-  except OSError:
-    partial.unlink(missing_ok=True)
-    raise
+  """Writes a JSON file; see `files.write`."""
+  files.write(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_evaluation(workdir: str, env_steps: int, summary: dict[str, Any]) -> None:

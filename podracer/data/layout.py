@@ -12,10 +12,9 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from podracer import config
+from podracer import config, files
 
 from . import episode as episode_lib
-from . import files
 from . import schema as schema_lib
 
 VERSION = schema_lib.FORMAT_VERSION

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from podracer import evaluation
+from podracer import evaluation, files
 
-from . import files, layout
+from . import layout
 
 RANDOM = "random"
 EXPERT = "expert"

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from podracer import config
+from podracer import config, files
 
-from . import files, layout
+from . import layout
 
 # Each record can be read by itself; the fastest level finds nearly all there is to find in frames.
 OPTIONS = "group_size:1,zstd:1"

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from podracer import config
+from podracer import config, files
 
-from . import features, files, layout, shards
+from . import features, layout, shards
 
 _NUM_NAMED = 5  # In the message of an error.
 

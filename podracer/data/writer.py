@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 
-from podracer import config, report
+from podracer import config, files, report
 
 from . import episode as episode_lib
-from . import example, files, layout, shards, worker
+from . import example, layout, shards, worker
 from . import schema as schema_lib
 
 _at_work: set[str] = set()  # The locks of this process, which don't hold against itself.

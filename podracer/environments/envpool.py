@@ -6,6 +6,7 @@ Its reset is ours: the step after the last ignores its action, and is masked. At
 `elapsed_step == 0`.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from podracer import config
+from podracer import config, files
 
 LIBRARY = "envpool"
 EXTRA = "envpool"
@@ -67,13 +68,8 @@ def _names() -> tuple[str, ...]:
   import envpool
 
   names = tuple(sorted(envpool.list_all_envs()))
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(names), encoding="utf-8")
-    partial.replace(path)
-  except OSError:
-    pass  # It is only slower without.
+  with contextlib.suppress(OSError):  # It is only slower without.
+    files.write(path, json.dumps(names).encode())
   return names
 
 

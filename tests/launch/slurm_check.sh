@@ -66,7 +66,7 @@ sinfo
 cd "$scratch/jobs"
 export JAX_PLATFORMS=cpu
 flags=(--env=gymnax:Catch-bsuite --num_devices=2 --evaluate_episodes=16 --checkpoint_every_seconds=1
-  --num_env_steps="${STEPS:-600_000}")
+  --num_env_steps="${STEPS:-5_000_000}")
 
 submit() { # NAME: prints the number of the job.
   rm -rf "$1" "$1"-*.out

@@ -8,8 +8,7 @@ import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from podracer import config
-from podracer.data import files
+from podracer import config, files
 
 if TYPE_CHECKING:
   from podracer.data import dataset as dataset_lib

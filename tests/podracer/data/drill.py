@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 
-from podracer import config
-from podracer.data import episode, files, schema, shards, writer
+from podracer import config, files
+from podracer.data import episode, schema, shards, writer
 
 TASK = "toy"
 SCHEMA = schema.Schema(

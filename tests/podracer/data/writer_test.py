@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from podracer import config
+from podracer import config, files
 from podracer.data import episode as episode_lib
-from podracer.data import example, files, layout, shards, store, worker, writer
+from podracer.data import example, layout, shards, store, worker, writer
 
 DRILL = pathlib.Path(__file__).parent / "drill.py"
 TASK = "pong"
