@@ -16,7 +16,7 @@ import numpy as np
 from podracer import agent as agent_lib
 from podracer import config as config_lib
 from podracer import environment as environment_lib
-from podracer import episodes, learner, multitask, report, sharding, types
+from podracer import episodes, group, learner, multitask, report, sharding, types
 
 from . import config, rollout
 
@@ -94,7 +94,7 @@ class Anakin:
     self.task_names = multitask.task_names(environment.spec)
     machine_config.check(len(devices), learner_config.num_minibatches, max(1, len(self.task_names)))
     multitask.check_recording(environment.spec, record)
-    self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    self.mesh = group.make_mesh(devices, AXIS)
     self.num_seeds = num_seeds
     self.config = machine_config
     self.agent = agent

@@ -6,10 +6,11 @@ all processes call it, in the same order. A process alone talks to nobody.
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from podracer import report
@@ -92,6 +93,27 @@ def from_first(work: Callable[[], Any]) -> Any:
   if failure is not None:
     raise report.RunError(f"process 0 failed: {failure}")
   return value
+
+
+def make_mesh(devices: Sequence[jax.Device], axis: str) -> jax.sharding.Mesh:
+  """Returns a mesh over devices whose processes have met.
+
+  The first collective over a set of devices connects their processes, and on CPUs that waits half a minute for
+  the last one: not long enough where another must still compile what comes before. So it is done here, by all
+  at the same time.
+
+  Args:
+    devices: of all processes in the same order in each, or of one process alone.
+    axis: name of the one axis.
+  """
+  mesh = jax.sharding.Mesh(np.asarray(devices), (axis,))
+  if len({device.process_index for device in devices}) > 1:
+    any_of(False)  # Nobody is ahead of the others.
+    sharding = jax.sharding.NamedSharding(mesh, P(axis))
+    ones = jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.ones(1, np.float32))
+    meet = jax.jit(jnp.sum, out_shardings=jax.sharding.NamedSharding(mesh, P()))
+    jax.block_until_ready(meet(ones))
+  return mesh
 
 
 @functools.cache

@@ -50,7 +50,7 @@ class ShardedLearner:
       unrolls_per_update: in a batch.
       unroll: shapes of the batch of one device, `[T+1, B, ...]`.
     """
-    self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    self.mesh = group.make_mesh(devices, AXIS)
     self.replicated = jax.sharding.NamedSharding(self.mesh, P())
     self._learner = learner.make_learner(
       agent, config, num_updates, axis_name=AXIS, unroll=unroll, num_devices=len(devices)

@@ -9,7 +9,7 @@ import numpy as np
 
 from podracer import agent as agent_lib
 from podracer import config as config_lib
-from podracer import learner, report, sharding, types
+from podracer import group, learner, report, sharding, types
 
 AXIS = "devices"
 P = jax.sharding.PartitionSpec
@@ -49,7 +49,7 @@ class OfflineLearner:
       devices: all devices of all processes by default.
     """
     devices = jax.devices() if devices is None else devices
-    self.mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    self.mesh = group.make_mesh(devices, AXIS)
     self.max_refused_updates = learner_config.max_refused_updates
     self._prepare = prepare
     self._learner = learner.make_learner(agent, learner_config, num_updates, axis_name=AXIS)

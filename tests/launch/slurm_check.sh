@@ -60,8 +60,6 @@ slurmctld-wlm -c
 slurmd-wlm -d "$root/usr/sbin/slurmstepd-wlm"
 unshare --uts --mount bash -c "mount --bind $scratch/hosts /etc/hosts && hostname $second &&
   slurmd-wlm -d $root/usr/sbin/slurmstepd-wlm"
-until [[ $(sinfo -h -o %D -t idle) == 2 ]]; do sleep 0.5; done
-sinfo
 
 cd "$scratch/jobs"
 export JAX_PLATFORMS=cpu
@@ -76,18 +74,25 @@ submit() { # NAME: prints the number of the job.
 }
 state() { scontrol -o show job "$1" | sed 's/.*JobState=\([A-Z]*\).*/\1/'; }
 restarts() { scontrol -o show job "$1" | sed 's/.*Restarts=\([0-9]*\).*/\1/'; }
+pause() { # SECONDS
+  ((SECONDS < 1800)) || { echo "this takes too long"; exit 1; }
+  sleep "$1"
+}
 wait_for_text() { # FILE TEXT COUNT
-  until [[ $(grep -c -- "$2" "$1" 2>/dev/null) -ge $3 ]]; do sleep 0.2; done
+  until [[ $(grep -c -- "$2" "$1" 2>/dev/null) -ge $3 ]]; do pause 0.2; done
 }
 wait_for_end() {
-  until [[ $(state "$1") =~ COMPLETED|FAILED|CANCELLED|TIMEOUT ]]; do sleep 1; done
+  until [[ $(state "$1") =~ COMPLETED|FAILED|CANCELLED|TIMEOUT ]]; do pause 1; done
   echo "job $1: $(state "$1"), $(restarts "$1") restarts"
 }
 released() { # SLURM holds a job back for two minutes that was put into the queue again.
-  until [[ $(state "$1") == PENDING ]]; do sleep 0.5; done
+  until [[ $(state "$1") == PENDING ]]; do pause 0.5; done
+  pause 5  # Started at once, it would be killed: its old credential is still being revoked.
   scontrol update JobId="$1" StartTime=now TimeLimit=60
 }
 
+until [[ $(sinfo -h -o %D -t idle) == 2 ]]; do pause 0.5; done
+sinfo
 quiet=$(submit quiet)
 wait_for_end "$quiet"
 
@@ -98,7 +103,7 @@ scontrol requeue "$disturbed"
 released "$disturbed"
 wait_for_text "disturbed-$disturbed.out" "resumed at" 1
 sleep 3
-echo "SIGKILL of process 1"
+echo "SIGKILL of a process"
 kill -9 "$(pgrep -f "podracer train.*workdir=disturbed" | tail -n 1)"
 wait_for_text "disturbed-$disturbed.out" "into the queue again" 1
 released "$disturbed"
@@ -114,7 +119,7 @@ wait_for_text "cancelled-$cancelled.out" " steps  " 2
 scancel "$cancelled"
 wait_for_end "$cancelled"
 [[ $(state "$cancelled"):$(restarts "$cancelled") == CANCELLED:0 ]]
-until grep -q "saved at" "cancelled-$cancelled.out"; do sleep 0.5; done
+wait_for_text "cancelled-$cancelled.out" "saved at" 1
 
 grep -h "^done:\|resumed at\|into the queue\|saved at\|^process . of" quiet-*.out disturbed-*.out cancelled-*.out
 # With the number of steps and a digest of the parameters.
