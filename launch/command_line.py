@@ -15,13 +15,37 @@ import tyro
 from podracer import config, report
 
 T = TypeVar("T")
+RUN_ERROR = 1
 USAGE_ERROR = 2
+FINAL = (RUN_ERROR, USAGE_ERROR)
+"""Exit codes of what stays wrong however often it is tried."""
+FINAL_VARIABLE = "PODRACER_FINAL"
+"""Names a file that a process which ends with one of them writes it to, for whoever started several."""
 
 
 def fail(program: str, message: str) -> NoReturn:
   """Prints one line and exits with code 2."""
   print(f"{program}: {message}", file=sys.stderr)
   sys.exit(USAGE_ERROR)
+
+
+@contextlib.contextmanager
+def noting_final() -> Iterator[None]:
+  """Writes an exit code that is final to the file that `FINAL_VARIABLE` names, if it does."""
+  code: object = 0
+  try:
+    yield
+  except SystemExit as stop:
+    code = stop.code
+    raise
+  except BaseException:
+    code = RUN_ERROR
+    raise
+  finally:
+    path = os.environ.get(FINAL_VARIABLE)
+    if path and code in FINAL:
+      with contextlib.suppress(OSError):  # Without it a script tries again.
+        pathlib.Path(path).write_text(f"{code}\n", encoding="utf-8")
 
 
 def parse(cls: Any, program: str, args: Sequence[str], default: Any = None) -> Any:

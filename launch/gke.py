@@ -16,7 +16,6 @@ PORT = 8476
 MOUNT = "/podracer"
 INDEX = "batch.kubernetes.io/job-completion-index"
 EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"
-BAD_INPUT = command_line.USAGE_ERROR
 # What JobSet adds to the name is at most -host-0-<index>-<5 letters>, of 63.
 MAX_NAME = 40
 
@@ -174,7 +173,11 @@ def manifest(wanted: GkeConfig, training: Sequence[str]) -> dict[str, Any]:
       "rules": [
         {
           "action": "FailJob",
-          "onExitCodes": {"containerName": "podracer", "operator": "In", "values": [BAD_INPUT]},
+          "onExitCodes": {
+            "containerName": "podracer",
+            "operator": "In",
+            "values": [*command_line.FINAL],
+          },
         }
       ]
     },
@@ -193,9 +196,9 @@ def manifest(wanted: GkeConfig, training: Sequence[str]) -> dict[str, Any]:
       "failurePolicy": {
         "maxRestarts": wanted.max_restarts,
         "rules": [
-          # Bad input, and only that, stays bad however often it is tried.
+          # These, and only these, stay wrong however often they are tried.
           {
-            "name": "badInput",
+            "name": "cannotGoOn",
             "action": "FailJobSet",
             "onJobFailureReasons": ["PodFailurePolicy"],
           }

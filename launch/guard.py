@@ -35,6 +35,7 @@ _SIGNS_OF_LOSS = (
   "UNAVAILABLE",
   "DEADLINE_EXCEEDED",
 )
+_GLOO = "Gloo "  # It may come as a bare ValueError.
 
 
 def run(work: Callable[[], int]) -> NoReturn:
@@ -64,17 +65,32 @@ def joined() -> None:
 
 def _watch(child: int, from_child: int) -> int:
   """Passes signals on until the child ends; returns the exit code."""
+  os.set_blocking(from_child, False)
+  has_joined, ended_by = False, 0
 
   def pass_on(number: int, frame: FrameType | None) -> None:
+    nonlocal has_joined, ended_by
     del frame
+    with contextlib.suppress(BlockingIOError):
+      has_joined = has_joined or os.read(from_child, 1) == _JOINED
     with contextlib.suppress(ProcessLookupError):
-      os.kill(child, number)
+      if has_joined:
+        os.kill(child, number)
+      else:
+        # It waits for the others in C++, where no handler runs; nothing was begun yet.
+        ended_by = number
+        os.kill(child, signal.SIGKILL)
 
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, pass_on)
   _, status = os.waitpid(child, 0)
   code = os.waitstatus_to_exitcode(status)
-  if code == -signal.SIGABRT and os.read(from_child, 1) == _JOINED:
+  with contextlib.suppress(BlockingIOError):
+    has_joined = has_joined or os.read(from_child, 1) == _JOINED
+  if ended_by:
+    print("podracer: interrupted before the group had come together", file=sys.stderr)
+    return interrupts.EXIT_OFFSET + ended_by
+  if code == -signal.SIGABRT and has_joined:
     _say("JAX gave up the group: a peer was lost or is stuck", PEER_LOST)
     return PEER_LOST
   if code == -signal.SIGABRT:
@@ -102,7 +118,7 @@ def _guarded(work: Callable[[], int]) -> int:
     code = error.code if isinstance(error.code, int) else 1
   except BaseException as error:
     text = str(error)
-    if type(error).__module__.startswith("jax") and any(sign in text for sign in _SIGNS_OF_LOSS):
+    if _is_loss(error):
       _say(f"a peer was lost: {' '.join(text.split())[:300]}", PEER_LOST)
       code = PEER_LOST
     else:
@@ -111,6 +127,14 @@ def _guarded(work: Callable[[], int]) -> int:
   sys.stdout.flush()
   sys.stderr.flush()
   return code
+
+
+def _is_loss(error: BaseException) -> bool:
+  """Returns whether an exception is what JAX raises where a peer is gone."""
+  text = str(error)
+  if isinstance(error, ValueError) and _GLOO in text:
+    return True
+  return type(error).__module__.startswith("jax") and any(sign in text for sign in _SIGNS_OF_LOSS)
 
 
 def _say(reason: str, code: int) -> None:

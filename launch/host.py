@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import ipaddress
 import os
 import pathlib
 import socket
@@ -15,6 +16,8 @@ CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 BIND_VARIABLE = "JAX_COORDINATOR_BIND_ADDRESS"
 MAX_VIRTUAL_DEVICES = 8
 DETECT = "auto"
+# Of a block for documents: only where the way to it begins is asked.
+OUTSIDE = "192.0.2.1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +114,22 @@ def _join(group: GroupConfig) -> int:
 
   # Where there is an accelerator it is not used.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  if hasattr(jax.config, "jax_enable_preemption_service"):
+    # It would take SIGTERM for itself; the processes agree on when to save without it.
+    jax.config.update("jax_enable_preemption_service", False)
   arguments: dict[str, Any] = {}
   if group.coordinator != DETECT:
+    bind_address = os.environ.get(BIND_VARIABLE) or _bind_address(group.coordinator)
+    if group.process_id == 0:
+      _check_free(bind_address)
     arguments = {
       "coordinator_address": group.coordinator,
       "num_processes": group.num_processes,
       "process_id": group.process_id,
+      "coordinator_bind_address": bind_address,
+      # Under SLURM or Open MPI it would take one GPU for each process.
+      "cluster_detection_method": "deactivate",
     }
-    if BIND_VARIABLE not in os.environ:
-      # JAX's own default is all interfaces.
-      arguments["coordinator_bind_address"] = group.coordinator
   try:
     jax.distributed.initialize(
       initialization_timeout=group.join_timeout_seconds,
@@ -157,14 +166,53 @@ def _connect_by(coordinator: str) -> None:
 def own_address(coordinator: str) -> str | None:
   """Returns this host's address on the way to address:port, or None where there is no way."""
   host, _, port = coordinator.rpartition(":")
+  address = _source_address(host.strip("[]"), port)
+  if address is None or not ipaddress.ip_address(address).is_loopback or _is_loopback(host):
+    return address
+  # A name that others reach from outside, and that leads here to the loopback: so Debian's /etc/hosts.
+  return _source_address(OUTSIDE, port) or address
+
+
+def _source_address(host: str, port: str) -> str | None:
   try:
-    kind, _, _, _, there = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
+    kind, _, _, _, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(kind, socket.SOCK_DGRAM) as way:
       way.connect(there)  # Of a datagram socket: nothing is sent.
       address: str = way.getsockname()[0]
     return address
   except OSError:
     return None
+
+
+def _is_loopback(host: str) -> bool:
+  """Returns whether an address or name says by itself that it is the loopback."""
+  try:
+    return ipaddress.ip_address(host.strip("[]")).is_loopback
+  except ValueError:
+    return host == "localhost"
+
+
+def _bind_address(coordinator: str) -> str:
+  """Returns where the coordinator listens: on the one address by which it is reached."""
+  address, port = own_address(coordinator), coordinator.rpartition(":")[2]
+  if address is None:
+    return coordinator
+  return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _check_free(bind_address: str) -> None:
+  """Raises InputError where nothing can listen there: JAX would end without a word."""
+  host, _, port = bind_address.rpartition(":")
+  try:
+    kind, _, _, _, here = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(kind, socket.SOCK_STREAM) as listener:
+      listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      listener.bind(here)
+  except OSError as error:
+    raise config.InputError(
+      f"process 0 can't listen on {bind_address}: {error.strerror or error} (--coordinator is an address of "
+      "the host of process 0, with a free port)"
+    ) from error
 
 
 def _share(devices: Sequence[Any], num_devices: int) -> list[Any]:

@@ -37,6 +37,7 @@ MODULE = "podracer.launch.launchpad_program"
 KEEP = "keep"
 RUNNERS = ("local", "ssh", "gcloud")
 USAGE_ERROR = 2
+FINAL = (1, USAGE_ERROR)  # What stays wrong however often it is tried.
 EXIT_OFFSET = 128
 POLL_SECONDS = 0.2
 # After a failure there is no group that could still save.
@@ -97,6 +98,8 @@ class Launch:
       found = peek(self.training, name)
       check(found is None, f"--{name} of podracer train is set by the launcher: leave it out")
     check(self.workdir, "need --workdir, after --: the directory of the run")
+    # The group that is started again would begin anew, again and again.
+    check("--restart" not in self.training, "--restart can't be launched: take another --workdir")
     _, _, port = self.coordinator.rpartition(":")
     check(
       port.isdecimal() and len(port) < len(self.coordinator) - 1,
@@ -303,11 +306,12 @@ def make_program(launch: Launch, outcome: Outcome) -> Any:
   return program
 
 
-def run(launch: Launch) -> int:
+def run(launch: Launch) -> tuple[int, bool]:
   """Runs a launch to its end.
 
   Returns:
-    0, the exit code of the node that failed first, or 128 + the number of the signal that stopped all.
+    0, the exit code of the node that failed first, or 128 + the number of the signal that stopped all; and
+    whether this launcher was told to stop.
   """
   import launchpad as lp
 
@@ -323,8 +327,8 @@ def run(launch: Launch) -> int:
   manager = lp.launch(program, launch_type=lp.LaunchType.LOCAL_MULTI_THREADING)
   manager.wait(raise_error=False)
   if outcome.succeeded([spec.name for spec in launch.nodes()]):
-    return 0
-  return outcome.failure or (EXIT_OFFSET + received[0] if received else 1)
+    return 0, False
+  return outcome.failure or (EXIT_OFFSET + received[0] if received else 1), bool(received)
 
 
 def keep(args: Sequence[str]) -> int:
@@ -460,9 +464,8 @@ def main(argv: Sequence[str]) -> None:
   except UsageError as error:
     print(f"{PROGRAM}: {error}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
-  code = run(launch)
-  was_stopped = code in (EXIT_OFFSET + signal.SIGINT, EXIT_OFFSET + signal.SIGTERM)
-  if code in (0, USAGE_ERROR) or was_stopped or not launch.max_restarts:
+  code, was_stopped = run(launch)
+  if code in (0, *FINAL) or was_stopped or not launch.max_restarts:
     print(f"{PROGRAM}: ended with exit code {code}", flush=True)
     sys.exit(code)
   left = launch.max_restarts - 1

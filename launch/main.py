@@ -9,7 +9,6 @@ from podracer import config, report
 
 from . import command_line
 
-RUN_ERROR = 1
 # name -> what it does; each is a module of this package with `main(args)`.
 COMMANDS = {
   "train": "train an agent, or go on with a run",
@@ -33,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   if not args or args[0] in ("-h", "--help"):
     print(_help())
     return
+  with command_line.noting_final():
+    _run(args)
+
+
+def _run(args: Sequence[str]) -> None:
   try:
     command_line.check_choice("command", args[0], tuple(COMMANDS))
     # A user's own module:function lies where the command is given; last, so that it shadows nothing.
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   except report.RunError as error:
     first, *rest = [line.strip() for line in str(error).splitlines()]
     print("podracer:", " ".join([first, "; ".join(rest)]).rstrip(), file=sys.stderr)
-    sys.exit(RUN_ERROR)
+    sys.exit(command_line.RUN_ERROR)
 
 
 def _help() -> str:

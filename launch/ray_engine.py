@@ -117,7 +117,7 @@ def fit(
 
   Raises:
     config.InputError: for wrong flags.
-    report.RunError: if processes failed more often than `max_failures`.
+    report.RunError: if a process says that it can't go on, or was lost more often than `max_failures`.
   """
   ray = _import_ray()
   from ray.train.v2.api import config as ray_config
@@ -176,10 +176,12 @@ def fit(
     raise report.RunError(f"given up after {wanted.max_failures} restarts: {reasons}") from error
   if error is not None:
     raise error
+  code = ray.get(stopper.code.remote())
   config.check(
-    ray.get(stopper.code.remote()) != command_line.USAGE_ERROR,
-    "a host can't train with these flags: it says above why",
+    code != command_line.USAGE_ERROR, "a host can't train with these flags: it says above why"
   )
+  if code == command_line.RUN_ERROR:
+    raise report.RunError("a host can't go on: it says above why")
 
 
 def _say_what_is_missing(ray: Any, wanted: RayConfig) -> None:
@@ -238,7 +240,7 @@ def _run_host(values: dict[str, Any]) -> None:
     code = _watch(child, lambda: ray.get(stopper.is_asked.remote()), values["lead_seconds"])
   finally:
     child.kill()
-  if code == command_line.USAGE_ERROR:
+  if code in command_line.FINAL:
     # As often as it is tried; the others would wait for this one.
     ray.get(stopper.stop.remote(code))
   if code and not ray.get(stopper.is_asked.remote()):

@@ -1,6 +1,7 @@
 """One training run in its directory: reports, evaluations, checkpoints, signals."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -45,32 +46,40 @@ def run(wanted: Experiment, start: float, signals: interrupts.Interrupts) -> int
     report.RunError: if training can't go on, or all checkpoints are bad.
   """
   devices = host.start_jax(wanted.num_devices, wanted.preferred_devices, wanted.group)
-  if group.size() > 1:
+  if wanted.group.coordinator:
     signals.listen_again()
     guard.joined()
   # Resolved, so that the run goes on with as many wherever it is resumed.
   wanted = dataclasses.replace(wanted, num_devices=len(devices))
   _check_same(wanted)
-  if wanted.restart and experiment.has_run(wanted.workdir):
-    moved = group.from_first(lambda: str(run_files.move_aside(wanted.workdir)))
-    if group.is_first():
-      print(f"moved the run that was there to {moved}")
+  moved = group.from_first(lambda: _move_aside(wanted))
+  if moved and group.is_first():
+    print(f"moved the run that was there to {moved}")
   code = _Run(wanted, signals, start, devices).train()
   if group.size() > 1:
     jax.distributed.shutdown()
   return code
 
 
+def _move_aside(wanted: Experiment) -> str:
+  """Moves the run that is there out of the way of one begun anew; returns where to, or nothing."""
+  is_there = wanted.restart and experiment.has_run(wanted.workdir)
+  return str(run_files.move_aside(wanted.workdir)) if is_there else ""
+
+
 def _check_same(wanted: Experiment) -> None:
   """Raises InputError, in every process, where one was started with another configuration."""
+  own = [experiment.to_json(wanted), wanted.workdir, wanted.restart]
   first, *others = (
-    experiment.from_json(values, workdir)
-    for values, workdir in group.gather_json([experiment.to_json(wanted), wanted.workdir])
+    dataclasses.replace(experiment.from_json(values, workdir), restart=restart)
+    for values, workdir, restart in group.gather_json(own)
   )
   for i, other in enumerate(others, start=1):
     changed = experiment.differences(first, other, may_change=())
     if first.workdir != other.workdir:
       changed.append(f"workdir: {first.workdir} -> {other.workdir}")
+    if first.restart != other.restart:
+      changed.append(f"restart: {first.restart} -> {other.restart}")
     config_lib.check(
       not changed,
       f"process {i} was started with another configuration than process 0: {'; '.join(changed)}",
@@ -121,7 +130,7 @@ class _Run:
     wanted = self.experiment
     restored = self.checkpointer.restore(self.machine.to_checkpoint(self.machine.abstract_state()))
     counters = restored.metadata["counters"] if restored else None
-    unevaluated = self._unevaluated(restored)
+    unevaluated = group.from_first(functools.partial(self._unevaluated, restored))
     done = min(counters["env_steps"]) if counters else 0
     with self._display(done) as screen:
       device = jax.local_devices()[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from podracer import config
 
-from . import guard, interrupts
+from . import command_line, guard, interrupts
 
 AGAIN = (
   guard.PEER_LOST,
@@ -95,9 +95,16 @@ def script(wanted: SlurmConfig, training: Sequence[str]) -> str:
     # srun has not taken it from sbatch since SLURM 22.05.
     lines.append(f"export SRUN_CPUS_PER_TASK={wanted.cpus_per_host}")
   command = shlex.join(["podracer", "train", *training, "--coordinator=auto"])
-  lines += [f"srun --kill-on-bad-exit=0 {command}", "code=$?"]
-  again = "|".join(str(code) for code in AGAIN)
+  again = "|".join(map(str, AGAIN))
   lines += [
+    # Of several exit codes srun returns the highest: that of the processes which lost the one at fault.
+    f"export {command_line.FINAL_VARIABLE}=$PWD/{wanted.job_name}-$SLURM_JOB_ID.final",
+    f"srun --kill-on-bad-exit=0 {command}",
+    "code=$?",
+    f"if [[ -e ${command_line.FINAL_VARIABLE} ]]; then",
+    f'  code=$(<"${command_line.FINAL_VARIABLE}")',
+    f'  rm "${command_line.FINAL_VARIABLE}"',
+    "fi",
     f'if [[ $code =~ ^({again})$ && "${{SLURM_RESTART_COUNT:-0}}" -lt {wanted.max_restarts} ]]; then',
     '  echo "podracer: exit code $code, into the queue again"',
     '  scontrol requeue "$SLURM_JOB_ID"',

@@ -70,7 +70,7 @@ class Checkpointer:
   """
 
   def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 3):
-    """Removes what a killed run left in the directory, unless a run is saving there right now.
+    """Touches nothing: what a killed run left in the directory goes at the first save.
 
     Args:
       directory: made by the first `save`.
@@ -82,13 +82,13 @@ class Checkpointer:
     self._max_to_keep = max_to_keep
     self._lock = _WriterLock(self._directory)
     self._orbax = _make_orbax()
+    # Its restore without the barrier of a Checkpointer, at which a process would wait for one that could not
+    # read: whether all could is agreed on here.
+    self._reader = ocp.CompositeCheckpointHandler()
     self._saving: _Saving | None = None
     self._last_failed = False
     self._good: set[int] = set()
     self._corrupt: set[int] = set()
-    with self._lock.held_briefly() as is_held:
-      if is_held:
-        self._remove_temporary()
 
   def steps(self) -> list[int]:
     """Returns the steps on disk in ascending order; they are verified only by `restore`."""
@@ -221,7 +221,7 @@ class Checkpointer:
     """Restores one step. Raises _FaultError."""
     path = self._directory / str(step)
     with _reading("manifest"):
-      saved = self._orbax.restore(
+      saved = self._reader.restore(
         path, args=ocp.args.Composite(**{MANIFEST: ocp.args.JsonRestore()})
       )
       manifest = _unsealed(saved[MANIFEST])
@@ -240,7 +240,7 @@ class Checkpointer:
     restored: Mapping[str, Any] = {}
     if any(wanted.values()):
       with _reading("arrays"):
-        restored = self._orbax.restore(
+        restored = self._reader.restore(
           path,
           args=ocp.args.Composite(
             **{name: ocp.args.StandardRestore(item) for name, item in wanted.items() if item}
@@ -265,8 +265,9 @@ class Checkpointer:
         for description, digest in zip(descriptions, digests[name], strict=True)
         if description["digest"] != digest
       ]
-      if bad:
-        raise _FaultError(f"is corrupt: {_first_of(bad)} differs from what was saved")
+      if group.any_of(bool(bad)):
+        named = _first_of(bad) if bad else f"what another process reads of {name}"
+        raise _FaultError(f"is corrupt: {named} differs from what was saved")
       finished = [
         _from_data(array, target, description["key_impl"])
         for array, target, description in zip(data[name], item.values(), descriptions, strict=True)
@@ -357,8 +358,8 @@ class _Saving:
 class _WriterLock:
   """Tells whether a run is saving into a directory, by an advisory lock on it that dies with it.
 
-  A reader that removed temporary directories without it would break a save under way. Where locks
-  are missing (Windows, object stores) it is as if it were always had.
+  A second run that removed temporary directories without it would break a save under way. Where locks
+  are missing (Windows, object stores), or are of one host only (NFS), it is as if it were always had.
   """
 
   def __init__(self, directory: epath.Path):
@@ -366,7 +367,7 @@ class _WriterLock:
     self._descriptor: int | None = None
     self.is_held = False
 
-  def acquire(self, timeout_seconds: float = 1.0) -> bool:
+  def acquire(self) -> bool:
     if self.is_held:
       return True
     if fcntl is None or not os.path.isdir(self._directory):
@@ -377,9 +378,8 @@ class _WriterLock:
       try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        if timeout_seconds == 0 or attempt == 9:
-          break
-        time.sleep(timeout_seconds / 10)
+        if attempt < 9:
+          time.sleep(0.1)
         continue
       except OSError:  # A file system without locks.
         pass
@@ -394,14 +394,6 @@ class _WriterLock:
       os.close(self._descriptor)
     self._descriptor = None
     self.is_held = False
-
-  @contextlib.contextmanager
-  def held_briefly(self) -> Iterator[bool]:
-    is_held = self.acquire(timeout_seconds=0)
-    try:
-      yield is_held
-    finally:
-      self.release()
 
 
 def compute_digests(tree: Any) -> Any:

@@ -30,9 +30,9 @@ NUM_ENV_STEPS = 300_000
 class Process:
   """One `podracer` process, with its output in files."""
 
-  def __init__(self, args, cwd, name="process", **keywords):
+  def __init__(self, args, cwd, name="process", wrapper=(), **keywords):
     self.out, self.err = (pathlib.Path(cwd) / f"{name}.{stream}" for stream in ("out", "err"))
-    command = [sys.executable, "-m", "podracer.launch.main", *map(str, args)]
+    command = [*wrapper, sys.executable, "-m", "podracer.launch.main", *map(str, args)]
     with open(self.out, "w") as out, open(self.err, "w") as err:
       # A group of its own, so that a signal meant for it is not ours too.
       self.popen = subprocess.Popen(

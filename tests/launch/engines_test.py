@@ -128,13 +128,13 @@ def printed(capsys, *args):
 # SLURM.
 
 
-def run_script(script, directory, exit_code, **variables):
+def run_script(script, directory, exit_code, work="", **variables):
   """Runs a batch script with an srun and an scontrol that note their arguments; returns the exit code."""
   programs = directory / "bin"
   programs.mkdir()
-  for name, code in (("srun", exit_code), ("scontrol", 0)):
+  for name, code, does in (("srun", exit_code, work), ("scontrol", 0, "")):
     path = programs / name
-    path.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > {directory}/{name}\nexit {code}\n')
+    path.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > {directory}/{name}\n{does}\nexit {code}\n')
     path.chmod(0o755)
   environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **variables}
   done = subprocess.run(["bash", "-s"], input=script, text=True, env=environment, cwd=directory)
@@ -174,6 +174,24 @@ def test_flags_reach_srun_as_they_are(tmp_path, capsys):
   assert run_script(script, tmp_path, 0) == 0
   expected = ["podracer", "train", "--env_options", *ODD, "--coordinator=auto"]
   assert noted(tmp_path, "srun") == ["--kill-on-bad-exit=0", *expected]
+
+
+@pytest.mark.parametrize("final", [2, None])
+def test_a_process_that_must_not_be_started_again_says_so(final, tmp_path, monkeypatch):
+  """Beside others, which lose it, it has the lower exit code, and srun returns the highest."""
+  monkeypatch.chdir(tmp_path)
+  note = tmp_path / "podracer-7.final"
+  monkeypatch.setenv(command_line.FINAL_VARIABLE, str(note))
+  with pytest.raises(SystemExit):
+    main_lib.main(("train", "--env=gymnax:Catch-bsuite", "--bad" if final else "--help"))
+  assert note.exists() == bool(final)
+  note.unlink(missing_ok=True)
+
+  script = slurm.script(slurm.SlurmConfig(num_hosts=2), [CATCH])
+  work = f"echo {final} > $PODRACER_FINAL" if final else ""
+  assert run_script(script, tmp_path, 75, work) == (final or 75)
+  assert (noted(tmp_path, "scontrol") is None) == bool(final)
+  assert not note.exists()
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75, 130, 137, 143])
@@ -333,10 +351,10 @@ def test_the_processes_of_a_job_set_find_each_other(capsys):
   assert "JOB_COMPLETION_INDEX" in variables
 
 
-def test_only_bad_input_ends_a_job_set(capsys):
+def test_only_what_stays_wrong_ends_a_job_set(capsys):
   manifest, job, _, container = read_manifest(printed(capsys, *GKE))
   (rule,) = job["podFailurePolicy"]["rules"]
-  assert rule["onExitCodes"]["values"] == [2]
+  assert rule["onExitCodes"]["values"] == [1, 2]
   assert rule["onExitCodes"]["containerName"] == container["name"]
   policy = manifest["spec"]["failurePolicy"]
   assert policy["maxRestarts"] == 100

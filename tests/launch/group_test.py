@@ -7,7 +7,9 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,14 +33,17 @@ PEER_TIMEOUT = 10
 class Group:
   """The processes of one start."""
 
-  def __init__(self, root, *args, size=2, by_process=None, port=0):
+  def __init__(self, root, *args, size=2, by_process=None, port=0, wrapped=None):
     self.coordinator = f"127.0.0.1:{port or rehearse.free_port()}"
     joined = (f"--coordinator={self.coordinator}", f"--num_processes={size}")
     limits = ("--join_timeout_seconds=120", f"--peer_timeout_seconds={PEER_TIMEOUT}")
     own = by_process or {}
     self.members = [
       Process(
-        ("train", *args, *joined, *limits, f"--process_id={i}", *own.get(i, ())), root, name=f"p{i}"
+        ("train", *args, *joined, *limits, f"--process_id={i}", *own.get(i, ())),
+        root,
+        name=f"p{i}",
+        wrapper=(wrapped or {}).get(i, ()),
       )
       for i in range(size)
     ]
@@ -129,16 +134,18 @@ def test_what_cannot_be_rehearsed(args, message, tmp_path, monkeypatch, capsys):
     ("raise config.InputError('wrong')", 2, "podracer: wrong"),
     ("raise ValueError('broken')", 1, "ValueError: broken"),
     ("raise jax.errors.JaxRuntimeError('Gloo: Connection closed by peer')", 75, "a peer was lost"),
+    ("raise ValueError('UNKNOWN: Gloo all-reduce failed: reset by peer')", 75, "a peer was lost"),
     ("raise jax.errors.JaxRuntimeError('INVALID_ARGUMENT: shapes')", 1, "INVALID_ARGUMENT"),
     ("os.abort()", 75, "did not come together"),
     ("guard.joined(); os.abort()", 75, "a peer was lost or is stuck"),
     ("os.kill(os.getpid(), 9)", 137, ""),
-    ("os.kill(os.getppid(), 15); time.sleep(60)", TERMINATED, ""),
+    ("os.kill(os.getppid(), 15); signal.pause()", TERMINATED, "before the group had come together"),
+    ("guard.joined(); os.kill(os.getppid(), 15); signal.pause()", TERMINATED, ""),
   ],
 )
 def test_however_the_run_ends_it_has_an_exit_code(end, code, message):
   source = f"""
-import os, sys, time
+import os, signal, sys
 from podracer import config
 from podracer.launch import guard
 def work():
@@ -338,24 +345,26 @@ def test_where_one_is_lost_the_others_end_and_all_go_on_later(
   assert_goes_on_as(run, uninterrupted, loss)
 
 
-def of_one_process(step, process=1):
-  """The arrays of a checkpoint that one process alone has written, and will read."""
-  return [path for path in step.glob(f"*/ocdbt.process_{process}/d/*") if path.is_file()]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("files", [data_files, of_one_process])
-def test_a_damaged_checkpoint_is_passed_over_by_all(files, make_run, uninterrupted, loss):
+@pytest.mark.parametrize("seen_by", ["all", "one"])
+def test_a_damaged_checkpoint_is_passed_over_by_all(
+  seen_by, make_run, uninterrupted, loss, tmp_path
+):
   run = make_run("run")
   group = begun(run)
   group.members[0].send(signal.SIGTERM)
   group.wait()
   loss.happens(run)
-  damaged = files(run.steps()[-1])
-  assert damaged
-  for path in damaged:
+  step, wrapped = run.steps()[-1], {}
+  if seen_by == "one":
+    # In its own mount namespace process 1 has a damaged copy in place of what process 0 reads.
+    copy = tmp_path / "damaged"
+    shutil.copytree(step, copy)
+    mount = f"mount --bind '{copy}' '{step}' && exec \"$@\""
+    wrapped[1] = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
+  for path in data_files(copy if seen_by == "one" else step):
     flip_bit(path)
-  codes, said = Group(run.root, *WHOLE).wait()
+  codes, said = Group(run.root, *WHOLE, wrapped=wrapped).wait()
   assert codes == [0, 0], said
   loss.is_mended(said)
   assert "is skipped" in said
@@ -391,6 +400,46 @@ def test_a_full_disk_of_one_process_stops_neither(make_run, uninterrupted):
   codes, said = group.wait()
   assert codes == [0, 0], said
   assert run.steps(), said
+
+
+def test_one_that_can_not_listen_says_so(make_run):
+  run = make_run("run")
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    flags = ("--num_processes=2", "--process_id=0")
+    flags += (f"--coordinator=127.0.0.1:{taken.getsockname()[1]}",)
+    code, _, err = Process(("train", *ANAKIN, *flags), run.root).wait()
+  assert code == 2
+  assert "process 0 can't listen on 127.0.0.1:" in err
+  assert "Address already in use" in err
+  assert not run.workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_group_of_one_saves_when_told_to_end(make_run):
+  run = make_run("run")
+  group = Group(run.root, *WHOLE, "--num_env_steps=100_000_000", size=1)
+  group.members[0].wait_until(lambda: run.num_rows() >= 3)
+  group.members[0].send(signal.SIGTERM)
+  codes, said = group.wait()
+  assert codes == [TERMINATED], said
+  assert "saved at" in said
+
+
+@pytest.mark.slow
+def test_a_group_begins_anew(make_run):
+  """All of them, at whatever moment each looks for the run that is moved out of the way."""
+  run = make_run("run")
+  for args in ((), ("--restart",)):
+    codes, said = Group(run.root, *ANAKIN, *args).wait()
+    assert codes == [0, 0], said
+  assert said.count("moved the run that was there to run.1") == 1
+  assert "resumed" not in said
+  assert (run.root / "run.1" / "config.json").exists()
+  codes, said = Group(run.root, *ANAKIN, by_process={1: ("--restart",)}).wait()
+  assert codes == [2, 2], said
+  assert "restart: False -> True" in said
 
 
 def test_the_address_that_leads_to_the_coordinator():

@@ -376,6 +376,7 @@ def test_coordinator_of_ssh_is_the_first_host(tmp_path, monkeypatch):
     ((*GOOD[:2], "--env=a:b"), "train's flags come after --"),
     ((*GOOD[:2], "train", *GOOD[2:]), "train: train's flags come after --"),
     ((*GOOD, "--process_id", "1"), "--process_id of podracer train is set by the launcher"),
+    ((*GOOD, "--restart"), "--restart can't be launched"),
     (("--runner=slurm", *GOOD), "--runner must be one of local, ssh, gcloud"),
     (("--runner=ssh", *GOOD), "needs --hosts"),
     (("--runner=ssh", "--hosts=a,b,c", *GOOD), "--hosts names 3"),

@@ -320,7 +320,10 @@ def test_a_reader_leaves_the_save_of_a_living_run_alone(tmp_path):
   assert checkpoint.Checkpointer(tmp_path).restore({"state": example_state()}).step == 1
   assert under_way.exists()
   writer.close()
+  # Nor where no lock tells of it: on NFS a lock is of one host only.
   checkpoint.Checkpointer(tmp_path)
+  assert under_way.exists()
+  save_steps(tmp_path, [3])
   assert not under_way.exists()
 
 
