@@ -81,7 +81,8 @@ class Checkpointer:
     self._directory = epath.Path(directory).absolute()
     self._max_to_keep = max_to_keep
     self._lock = _WriterLock(self._directory)
-    self._orbax = _make_orbax()
+    self._work = group.Work()
+    self._orbax = self._make_orbax()
     # Its restore without the barrier of a Checkpointer, at which a process would wait for one that could not
     # read: whether all could is agreed on here.
     self._reader = ocp.CompositeCheckpointHandler()
@@ -128,6 +129,7 @@ class Checkpointer:
     }
     manifest = _sealed({"step": step, "items": descriptions, "metadata": dict(metadata)})
     numbered = {name: _numbered(_snapshot(item)) for name, item in data.items()}
+    self._work = group.Work()
     try:
       self._prepare_directory()
       self._orbax.save(
@@ -140,9 +142,10 @@ class Checkpointer:
         force=True,
       )
     except Exception as error:
+      self._work.fail()
       self._report_failure(step, error)
       return
-    self._saving = _Saving(step, self._orbax.wait_until_finished, self._remove_old)
+    self._saving = _Saving(step, self._orbax.wait_until_finished, self._remove_old, self._work.fail)
 
   def poll(self) -> bool:
     """Looks, without waiting, whether the last save has ended; see `wait`."""
@@ -275,6 +278,15 @@ class Checkpointer:
       items[name] = jax.tree.unflatten(jax.tree.structure(targets[name]), finished)
     return Restored(step=step, items=items, metadata=manifest["metadata"])
 
+  def _make_orbax(self) -> ocp.AsyncCheckpointer:
+    def wait_for_others(*, key: str, timeout_ms: int) -> None:
+      # By itself a process would wait ten minutes for one that has failed.
+      del key
+      self._work.wait(timeout_ms / 1000)
+
+    options = ocp.options.AsyncOptions(barrier_sync_fn=wait_for_others)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
   def _prepare_directory(self) -> None:
     self._directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0 and not self._lock.acquire():
@@ -305,7 +317,7 @@ class Checkpointer:
         if not any(self._directory.glob(TEMPORARY)):
           break
     # Orbax promises nothing about the state of the old one.
-    self._orbax = _make_orbax()
+    self._orbax = self._make_orbax()
 
   def _remove_temporary(self) -> None:
     """Removes what failed and killed saves left, which else keeps a full disk full."""
@@ -335,11 +347,18 @@ class _FaultError(Exception):
 class _Saving:
   """A save under way: a thread waits for it, so that nobody else has to."""
 
-  def __init__(self, step: int, wait: Callable[[], None], then: Callable[[int], None]):
+  def __init__(
+    self,
+    step: int,
+    wait: Callable[[], None],
+    then: Callable[[int], None],
+    fail: Callable[[], None],
+  ):
     self.step = step
     self.error: BaseException | None = None
     self._wait = wait
     self._then = then
+    self._fail = fail
     self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
     self._thread.start()
 
@@ -353,6 +372,8 @@ class _Saving:
       self._then(self.step)
     except BaseException as error:
       self.error = error
+      with contextlib.suppress(Exception):  # Nobody to tell is left.
+        self._fail()
 
 
 class _WriterLock:
@@ -572,10 +593,6 @@ def _remove(path: epath.Path) -> None:
   # What can't be removed now is tried again at the next save.
   with contextlib.suppress(OSError):
     path.rmtree()
-
-
-def _make_orbax() -> ocp.AsyncCheckpointer:
-  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
 
 @functools.cache

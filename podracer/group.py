@@ -5,7 +5,9 @@ all processes call it, in the same order. A process alone talks to nobody.
 """
 
 import functools
+import itertools
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from podracer import report
 
 AXIS = "processes"
+_POLL_SECONDS = 0.1
 P = jax.sharding.PartitionSpec
 
 
@@ -114,6 +117,57 @@ def make_mesh(devices: Sequence[jax.Device], axis: str) -> jax.sharding.Mesh:
     meet = jax.jit(jnp.sum, out_shardings=jax.sharding.NamedSharding(mesh, P()))
     jax.block_until_ready(meet(ones))
   return mesh
+
+
+class Work:
+  """Work of several stages that a thread of every process does beside its main thread.
+
+  They wait for each other by JAX's coordination service, not by a collective, whose order is that of the main
+  threads; and where one fails all others learn of it at once. All processes make these in the same order.
+  """
+
+  _numbers = itertools.count()
+
+  def __init__(self) -> None:
+    self._name = f"podracer/work/{next(self._numbers)}"
+    self._stage = 0
+
+  def wait(self, timeout_seconds: float) -> None:
+    """Ends a stage: returns when every process has.
+
+    Raises:
+      RuntimeError: another process failed.
+      TimeoutError: it takes longer than this.
+    """
+    if size() == 1:
+      return
+    self._stage += 1
+    deadline = time.monotonic() + timeout_seconds
+    self._set(f"{self._stage}/{rank()}")
+    while True:
+      ended = {key for key, _ in _client().key_value_dir_get(self._name)}
+      if f"{self._name}/failed" in ended:
+        raise RuntimeError("another process failed")
+      if len([key for key in ended if key.startswith(f"{self._name}/{self._stage}/")]) == size():
+        return
+      if time.monotonic() > deadline:
+        raise TimeoutError(f"another process takes longer than {timeout_seconds:.0f} s")
+      time.sleep(_POLL_SECONDS)
+
+  def fail(self) -> None:
+    """Tells all that this process has failed."""
+    if size() > 1:
+      self._set("failed")
+
+  def _set(self, key: str) -> None:
+    _client().key_value_set(f"{self._name}/{key}", "", allow_overwrite=True)
+
+
+def _client() -> Any:
+  """Returns the connection to the coordination service, for which there is no public name."""
+  from jax._src import distributed
+
+  return distributed.global_state.client
 
 
 @functools.cache
