@@ -144,8 +144,22 @@ def _join(group: GroupConfig) -> int:
     ) from error
   from jax._src import distributed  # The public process_count() would start the devices already.
 
-  _connect_by(str(distributed.global_state.coordinator_address))
-  return int(distributed.global_state.num_processes)
+  joined = distributed.global_state
+  _check_number(joined, group.join_timeout_seconds)
+  _connect_by(str(joined.coordinator_address))
+  return int(joined.num_processes)
+
+
+def _check_number(joined: Any, timeout_seconds: int) -> None:
+  """Raises InputError in a process that was told of another number of processes than process 0."""
+  key = "podracer/num_processes"
+  if joined.process_id == 0:
+    joined.client.key_value_set(key, str(joined.num_processes))
+  first = int(joined.client.blocking_key_value_get(key, 1000 * timeout_seconds))
+  config.check(
+    joined.num_processes == first,
+    f"num_processes={joined.num_processes}, but process 0 was started with {first}",
+  )
 
 
 def _connect_by(coordinator: str) -> None:

@@ -247,6 +247,16 @@ def test_processes_of_different_configurations_are_named(make_run):
 
 
 @pytest.mark.slow
+def test_a_wrong_number_of_processes_is_said(make_run):
+  run = make_run("run")
+  flags = (*ANAKIN, "--num_devices=6", "--num_environments=48")
+  codes, said = Group(run.root, *flags, by_process={1: ("--num_processes=3",)}).wait()
+  assert codes == [guard.PEER_LOST, 2], said
+  assert "podracer: num_processes=3, but process 0 was started with 2" in said
+  assert not run.workdir.exists()
+
+
+@pytest.mark.slow
 def test_a_coordinator_that_is_not_there_is_said_within_the_time(make_run):
   run = make_run("run")
   port = rehearse.free_port()
