@@ -333,6 +333,30 @@ def test_a_signal_to_one_saves_and_ends_all(told, make_run, uninterrupted, loss)
 
 
 @pytest.mark.slow
+def test_sebulba_goes_on_after_a_signal_to_one(make_run, loss):
+  run = make_run("run")
+  own = ALIKE["impala on sebulba"][2]
+  flags = (*SEBULBA, *own, "--num_env_steps=60_000", "--checkpoint_every_seconds=1")
+  group = Group(run.root, *flags)
+  group.members[0].wait_until(lambda: run.steps())
+  group.members[1].send(signal.SIGTERM)
+  loss.happens(run)
+  codes, said = group.wait()
+  loss.has("ended")
+  assert codes == [guard.PEER_LOST, TERMINATED], said
+  (saved,) = re.findall(r"saved at ([\d,]+) environment steps", said)
+  codes, said = Group(run.root, *flags).wait()
+  assert codes == [0, 0], said
+  loss.is_mended(said)
+  assert f"resumed at {saved} environment steps" in said
+  first, second = digests(said)
+  assert first == second
+  steps = [row["env_steps"] for row in run.rows()]
+  assert steps == sorted(set(steps))
+  assert steps[-1] - 2 * 16 * 8 < 60_000 <= steps[-1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("killed", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)]
 )
