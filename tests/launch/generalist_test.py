@@ -258,6 +258,7 @@ def room_steps(i):
   return np.array(cells, np.int32), action, [float(cell == 3) for cell in cells[1:]]
 
 
+@pytest.mark.slow
 def test_algorithm_distillation_goes_on_across_episodes(tmp_path, capsys):
   root = tmp_path / "data"
   record(

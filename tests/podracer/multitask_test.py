@@ -144,6 +144,7 @@ def test_a_time_step_of_one_task_is_left_as_it_is():
   assert multitask.task_timestep(LONG.spec, timestep, 0) is timestep
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract_of_an_environment():
   assert testing.check_environment(WHOLE, num_environments=8, num_steps=NUM_STEPS) > 8
 

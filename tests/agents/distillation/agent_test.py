@@ -275,8 +275,7 @@ def test_a_teacher_in_control_acts_and_importance_weights_know_it():
   ("search", "inference"),
   [
     (False, "actor"),
-    (True, "actor"),
-    pytest.param(True, "learner", marks=pytest.mark.slow),
+    *(pytest.param(True, x, marks=pytest.mark.slow) for x in ("actor", "learner")),
   ],
 )
 def test_muzero_teaches(search, inference):

@@ -36,6 +36,7 @@ def test_cached_equals_uncached_beyond_the_window(made, pieces):
   assert cache.length.tolist() == [40, 40]
 
 
+@pytest.mark.slow
 def test_rows_of_different_lengths(made):
   """Rows are where they are by themselves: the second begins seven tokens later."""
   config, decoder, params, embedded = made

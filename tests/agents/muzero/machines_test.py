@@ -91,7 +91,8 @@ def test_one_device_equals_four():
   assert max(jax.tree.leaves(moved)) > 1e-2, "nothing was learnt, so nothing was compared"
 
 
-@pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [1, 2])
 def test_resume_is_exact_with_what_the_replay_holds(tmp_path, num_devices):
   """Through a real checkpoint on disk: parameters, replay, priorities, environments."""
   machine = make_anakin(WITH_REPLAY, num_devices)
@@ -111,6 +112,7 @@ def test_resume_is_exact_with_what_the_replay_holds(tmp_path, num_devices):
   assert any(np.any(np.asarray(leaf) != 0) for leaf in stored)
 
 
+@pytest.mark.slow
 def test_learning_waits_for_the_replay_to_fill():
   machine = make_anakin(
     dataclasses.replace(WITH_REPLAY, replay=dataclasses.replace(REPLAY, min_size=160))
@@ -169,9 +171,8 @@ def test_lockstep_on_sebulba_equals_anakin():
     assert_close(params, expected_params)
 
 
-@pytest.mark.parametrize(
-  "split", [((0,), (0,)), pytest.param(((0,), (1, 2)), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [((0,), (0,)), ((0,), (1, 2))], ids=str)
 def test_sebulba_keeps_a_replay_and_restores_it(split, tmp_path):
   actors, learners = split
   options = {"actor_devices": actors, "learner_devices": learners, "num_devices": 3}
