@@ -29,7 +29,9 @@ TIMEOUT_SECONDS = 600
 FAILURE_SECONDS = 30
 # For the starting of processes on a busy machine, beside the limits of the program itself.
 END_SECONDS = 60
-NUM_ENV_STEPS = 200_000
+# An update is 10 steps of 16 environments; in Catch, one in ten of them is a reset.
+STEPS_PER_UPDATE = 16 * 9
+NUM_ENV_STEPS = 1_400 * STEPS_PER_UPDATE
 ENDLESS = 10**9
 TRAINING = (
   "--env=gymnax:Catch-bsuite",
@@ -205,7 +207,7 @@ def test_one_killed_host_stops_all(program):
 
 @pytest.mark.slow
 def test_killed_group_is_started_again_and_ends_at_the_exact_count(program):
-  num_env_steps = 2_000_000
+  num_env_steps = 14_000 * STEPS_PER_UPDATE
   program.start("--num_hosts=2", "--max_restarts=1", num_env_steps=num_env_steps)
   program.wait_until_training()
   os.kill(program.training(0), signal.SIGKILL)
