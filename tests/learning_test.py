@@ -59,9 +59,14 @@ def test_pendulum(tmp_path):
   assert min(train(tmp_path / "run", "gymnax:Pendulum-v1", 3_000_000)) >= -300
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("lag", ["latest", "fixed:1"])
+@pytest.mark.parametrize(
+  ("lag", "seed"),
+  [
+    *(pytest.param("latest", seed, marks=pytest.mark.slow) for seed in range(3)),
+    pytest.param("fixed:1", 0, marks=pytest.mark.slow),
+    *(pytest.param("fixed:1", seed, marks=pytest.mark.exhaustive) for seed in (1, 2)),
+  ],
+)
 def test_cartpole_on_the_host(tmp_path, lag, seed):
   flags = (f"--lag={lag}", f"--seed={seed}")
   (result,) = train(tmp_path / "run", "envpool:CartPole-v1", 2_000_000, *flags, num_seeds=1)

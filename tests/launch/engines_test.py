@@ -510,8 +510,10 @@ def test_ray_trains_to_the_end(undisturbed):
   assert not [pid for number in (0, 1) for pid in pids_of_host(undisturbed, number)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+  "number",
+  [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.exhaustive)],
+)
 def test_ray_starts_all_again_where_a_process_is_killed(
   cluster, undisturbed, make_run, number, loss
 ):
@@ -549,7 +551,7 @@ def test_sigterm_reaches_all_processes_which_save(cluster, undisturbed, make_run
   assert_ends_as(run, start_on(cluster, run), undisturbed, loss)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ray_gives_up(cluster, make_run):
   run = make_run()
   process = start_on(cluster, run, "--max_failures=0", "--num_env_steps=100_000_000")

@@ -175,23 +175,22 @@ SEBULBA = (
   "--config.learning_rate_schedule=constant",
 )
 MUZERO = ("--agent=muzero", "--config.search.num_simulations=2", "--config.num_minibatches=2")
-# Machine and agent, one process's flags, those of each of two, how far parameters may be apart.
+# Machine and agent: flags, and how far parameters may be apart.
 ALIKE = {
-  "impala on anakin": (ANAKIN, (), (), 1e-5),
-  "muzero on anakin": ((*CATCH, *MUZERO), (), (), 1e-4),
-  "muzero on sebulba": (
-    (*SEBULBA, *MUZERO),
-    ("--actor_devices", "0", "1", "--learner_devices", "2", "3"),
-    ("--actor_devices", "0", "--learner_devices", "1"),
-    5e-4,  # A search makes more of a difference in the last bits.
-  ),
-  "impala on sebulba": (
-    SEBULBA,
-    ("--actor_devices", "0", "1", "--learner_devices", "2", "3"),
-    ("--actor_devices", "0", "--learner_devices", "1"),
-    1e-5,
-  ),
+  "impala on anakin": (ANAKIN, 1e-5),
+  "muzero on anakin": ((*CATCH, *MUZERO), 1e-4),
+  # A search makes more of a difference in the last bits.
+  "muzero on sebulba": ((*SEBULBA, *MUZERO), 5e-4),
+  "impala on sebulba": (SEBULBA, 1e-5),
 }
+
+
+def split(what, num_actors):
+  """Returns the flags by which a process of Sebulba has as many actors, and as many learners."""
+  if "sebulba" not in what:
+    return ()
+  numbers = [str(i) for i in range(2 * num_actors)]
+  return ("--actor_devices", *numbers[:num_actors], "--learner_devices", *numbers[num_actors:])
 
 
 @pytest.fixture
@@ -203,37 +202,37 @@ def make_run(tmp_path):
   return make
 
 
-@pytest.mark.parametrize(
-  "what", [pytest.param(what, marks=pytest.mark.slow if "muzero" in what else ()) for what in ALIKE]
-)
-def test_two_processes_are_one_with_the_same_batch(what, make_run):
-  flags, of_one, of_two, tolerance = ALIKE[what]
-  one, two = make_run("one"), make_run("two")
-  code, out, err = Process(("train", *flags, *of_one), one.root).wait()
+def cases():
+  """All by two processes and by four; beside each other they cost minutes."""
+  for what in ALIKE:
+    for size in (2, 4):
+      marks = [pytest.mark.exhaustive]
+      if (what, size) in (("muzero on sebulba", 2), ("impala on anakin", 4)):
+        marks = [pytest.mark.slow]
+      elif "impala" in what and size == 2:
+        marks = []
+      yield pytest.param(what, size, marks=marks)
+
+
+@pytest.mark.parametrize(("what", "size"), list(cases()))
+def test_several_processes_are_one_with_the_same_batch(what, size, make_run):
+  flags, tolerance = ALIKE[what]
+  if "sebulba" in what:
+    flags = (*flags, f"--num_devices={2 * size}")
+  one, group = make_run("one"), make_run("group")
+  code, out, err = Process(("train", *flags, *split(what, size)), one.root).wait()
   assert code == 0, out + err
-  codes, said = Group(two.root, *flags, *of_two).wait()
-  assert codes == [0, 0], said
-  first, second = digests(said)
-  assert first == second
+  codes, said = Group(group.root, *flags, *split(what, 1), size=size).wait()
+  assert codes == [0] * size, said
+  assert len(digests(said)) == size
+  assert len(set(digests(said))) == 1
   for name in ("env_steps", "updates", "episodes"):
-    assert two.rows()[-1][name] == one.rows()[-1][name]
-  for ours, theirs in zip(params(two), params(one), strict=True):
+    assert group.rows()[-1][name] == one.rows()[-1][name]
+  for ours, theirs in zip(params(group), params(one), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
   # A log is written once; what differs between processes is in it by process.
-  assert [row["updates"] for row in two.rows()] == [row["updates"] for row in one.rows()]
-  assert all(len(v) == 2 for k, v in two.rows()[-1].items() if k.startswith("processes/"))
-
-
-@pytest.mark.slow
-def test_four_processes_of_one_device(make_run):
-  one, four = make_run("one"), make_run("four")
-  code, out, err = Process(("train", *ANAKIN), one.root).wait()
-  assert code == 0, out + err
-  codes, said = Group(four.root, *ANAKIN, size=4).wait()
-  assert codes == [0] * 4, said
-  assert len(set(digests(said))) == 1
-  for ours, theirs in zip(params(four), params(one), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+  assert [row["updates"] for row in group.rows()] == [row["updates"] for row in one.rows()]
+  assert all(len(v) == size for k, v in group.rows()[-1].items() if k.startswith("processes/"))
 
 
 def test_processes_of_different_configurations_are_named(make_run):
@@ -315,8 +314,10 @@ def assert_nobody_is_left(run):
     time.sleep(0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("told", [(1,), (0, 1)])
+@pytest.mark.parametrize(
+  "told",
+  [pytest.param((1,), marks=pytest.mark.exhaustive), pytest.param((0, 1), marks=pytest.mark.slow)],
+)
 def test_a_signal_to_one_saves_and_ends_all(told, make_run, uninterrupted, loss):
   run = make_run("run")
   group = begun(run)
@@ -335,8 +336,7 @@ def test_a_signal_to_one_saves_and_ends_all(told, make_run, uninterrupted, loss)
 @pytest.mark.slow
 def test_sebulba_goes_on_after_a_signal_to_one(make_run, loss):
   run = make_run("run")
-  own = ALIKE["impala on sebulba"][2]
-  flags = (*SEBULBA, *own, "--num_env_steps=60_000", "--checkpoint_every_seconds=1")
+  flags = (*SEBULBA, *split("sebulba", 1), "--num_env_steps=60_000", "--checkpoint_every_seconds=1")
   group = Group(run.root, *flags)
   group.members[0].wait_until(lambda: run.steps())
   group.members[1].send(signal.SIGTERM)
@@ -356,9 +356,13 @@ def test_sebulba_goes_on_after_a_signal_to_one(make_run, loss):
   assert steps[-1] - 2 * 16 * 8 < 60_000 <= steps[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  ("killed", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)]
+  ("killed", "number"),
+  [
+    pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+    pytest.param(1, signal.SIGKILL, marks=pytest.mark.exhaustive),
+    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+  ],
 )
 def test_where_one_is_lost_the_others_end_and_all_go_on_later(
   killed, number, make_run, uninterrupted, loss
@@ -379,8 +383,10 @@ def test_where_one_is_lost_the_others_end_and_all_go_on_later(
   assert_goes_on_as(run, uninterrupted, loss)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seen_by", ["all", "one"])
+@pytest.mark.parametrize(
+  "seen_by",
+  [pytest.param("all", marks=pytest.mark.exhaustive), pytest.param("one", marks=pytest.mark.slow)],
+)
 def test_a_damaged_checkpoint_is_passed_over_by_all(
   seen_by, make_run, uninterrupted, loss, tmp_path
 ):
