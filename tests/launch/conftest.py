@@ -133,7 +133,8 @@ class Loss:
     """To be called with what was said by the processes that went on."""
     resumed = int(re.findall(r"resumed at ([\d,]+)", said)[-1].replace(",", ""))
     self._record("env_steps", self._env_steps)
-    self._record("lost_env_steps", self._env_steps - resumed)
+    # After a signal it trains on until it has saved: nothing is lost.
+    self._record("lost_env_steps", max(0, self._env_steps - resumed))
     self._record("first_update_seconds", float(re.findall(r"first update ([\d.]+) s", said)[-1]))
 
 
