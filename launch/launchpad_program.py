@@ -328,7 +328,9 @@ def run(launch: Launch) -> tuple[int, bool]:
   manager.wait(raise_error=False)
   if outcome.succeeded([spec.name for spec in launch.nodes()]):
     return 0, False
-  return outcome.failure or (EXIT_OFFSET + received[0] if received else 1), bool(received)
+  if outcome.failure:
+    return outcome.failure, False  # What then stops all is a signal, too.
+  return (EXIT_OFFSET + received[0] if received else 1), bool(received)
 
 
 def keep(args: Sequence[str]) -> int:
