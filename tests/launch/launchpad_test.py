@@ -207,7 +207,7 @@ def test_one_killed_host_stops_all(program):
 
 @pytest.mark.slow
 def test_killed_group_is_started_again_and_ends_at_the_exact_count(program):
-  num_env_steps = 14_000 * STEPS_PER_UPDATE
+  num_env_steps = 3_000 * STEPS_PER_UPDATE
   program.start("--num_hosts=2", "--max_restarts=1", num_env_steps=num_env_steps)
   program.wait_until_training()
   os.kill(program.training(0), signal.SIGKILL)
