@@ -81,7 +81,8 @@ class Checkpointer:
     self._directory = epath.Path(directory).absolute()
     self._max_to_keep = max_to_keep
     self._lock = _WriterLock(self._directory)
-    self._work = group.Work()
+    # Numbered by `save`, which all processes call: a Checkpointer may be made by one alone, to read.
+    self._work: group.Work | None = None
     self._orbax = self._make_orbax()
     # Its restore without the barrier of a Checkpointer, at which a process would wait for one that could not
     # read: whether all could is agreed on here.
@@ -129,7 +130,7 @@ class Checkpointer:
     }
     manifest = _sealed({"step": step, "items": descriptions, "metadata": dict(metadata)})
     numbered = {name: _numbered(_snapshot(item)) for name, item in data.items()}
-    self._work = group.Work()
+    work = self._work = group.Work()
     try:
       self._prepare_directory()
       self._orbax.save(
@@ -142,10 +143,10 @@ class Checkpointer:
         force=True,
       )
     except Exception as error:
-      self._work.fail()
+      work.fail()
       self._report_failure(step, error)
       return
-    self._saving = _Saving(step, self._orbax.wait_until_finished, self._remove_old, self._work.fail)
+    self._saving = _Saving(step, self._orbax.wait_until_finished, self._remove_old, work.fail)
 
   def poll(self) -> bool:
     """Looks, without waiting, whether the last save has ended; see `wait`."""
@@ -282,6 +283,7 @@ class Checkpointer:
     def wait_for_others(*, key: str, timeout_ms: int) -> None:
       # By itself a process would wait ten minutes for one that has failed.
       del key
+      assert self._work is not None
       self._work.wait(timeout_ms / 1000)
 
     options = ocp.options.AsyncOptions(barrier_sync_fn=wait_for_others)
