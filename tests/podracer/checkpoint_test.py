@@ -460,8 +460,8 @@ from podracer import checkpoint
 
 directory = pathlib.Path(sys.argv[1])
 state = lambda step: {str(i): jax.random.normal(jax.random.key(100 * step + i), (200, 50)) for i in range(5)}
+left = list(directory.glob(checkpoint.TEMPORARY))
 checkpointer = checkpoint.Checkpointer(directory)
-assert not list(directory.glob(checkpoint.TEMPORARY)), "left behind"
 restored = checkpointer.restore({"state": state(0)})
 first = 0
 if restored is not None:
@@ -472,6 +472,7 @@ if restored is not None:
 print("restored", first, flush=True)
 for step in range(first + 1, first + 1000):
   checkpointer.save(step, {"state": state(step)}, {"step": step})
+  assert not any(path.exists() for path in left), "left behind"
   print("saving", step, flush=True)
 """
 
@@ -498,5 +499,9 @@ def test_kill_9_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path):
     process.send_signal(signal.SIGKILL)
     rest = process.communicate()[0].splitlines()
     last_saving = int(rest[-1].split()[1]) if rest else last_saving
-  assert checkpoint.Checkpointer(tmp_path).steps()
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  assert checkpointer.steps()
+  checkpointer.save(1000, {"state": {"0": jnp.zeros(3)}}, {"step": 1000})
+  checkpointer.close()
+  assert checkpointer.steps()[-1] == 1000
   assert not list(tmp_path.glob(checkpoint.TEMPORARY))
