@@ -10,6 +10,7 @@ numbered in the order of `jax.tree_util`, and the JSON item `manifest`: the path
 digest of every leaf, the caller's metadata, and a hash of all that. Nothing is pickled.
 """
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -22,6 +23,7 @@ import threading
 import time
 import traceback
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -78,6 +80,7 @@ class Checkpointer:
     """
     config_lib.check(max_to_keep >= 2, f"max_to_keep must be at least 2, got {max_to_keep}")
     _quieten_orbax()
+    _wait_at_exit()
     self._directory = epath.Path(directory).absolute()
     self._max_to_keep = max_to_keep
     self._lock = _WriterLock(self._directory)
@@ -363,6 +366,7 @@ class _Saving:
     self._fail = fail
     self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
     self._thread.start()
+    _under_way.add(self)
 
   def has_ended(self, timeout_seconds: float | None) -> bool:
     self._thread.join(timeout_seconds)
@@ -376,6 +380,24 @@ class _Saving:
       self.error = error
       with contextlib.suppress(Exception):  # Nobody to tell is left.
         self._fail()
+
+
+_under_way: "weakref.WeakSet[_Saving]" = weakref.WeakSet()
+
+
+@functools.cache
+def _wait_at_exit() -> None:
+  """Lets a script that ends with an error, or without `close`, end its saves first.
+
+  Orbax's threads can start nothing once the interpreter shuts down, and would be waited for five minutes.
+  """
+
+  def wait() -> None:
+    for saving in list(_under_way):
+      saving.has_ended(None)
+
+  # `atexit` comes after the executors that Orbax needs are gone; only the thread pools' own hook is early.
+  getattr(threading, "_register_atexit", atexit.register)(wait)
 
 
 class _WriterLock:
