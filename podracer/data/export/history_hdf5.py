@@ -32,13 +32,14 @@ def write(datasets: Iterable[dataset_lib.Dataset], folder: pathlib.Path) -> dict
 
 def _write_task(dataset: dataset_lib.Dataset, folder: pathlib.Path) -> Counts:
   counts = Counts()
-  with h5py.File(folder / f"{dataset.task}.hdf5", "w") as file:
+  with _hdf5.create(folder / f"{dataset.task}.hdf5") as (file, check):
     # XLand's readers take the length of group 0 for that of all: the shortest comes first.
     ids = sorted(dataset.histories(), key=lambda i: (_length(dataset.history(i)), i))
     for number, history_id in enumerate(ids):
       history = dataset.history(history_id)
       group = file.create_group(str(number))
       _write_history(group, dataset, history)
+      check()
       group.attrs.update({"task": dataset.task, "history_id": history_id})
       counts = Counts(counts.episodes + len(history.episodes), counts.steps + _length(history))
   return counts

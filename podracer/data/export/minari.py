@@ -40,9 +40,10 @@ def _write_task(dataset: dataset_lib.Dataset, folder: pathlib.Path) -> Counts:
   largest: dict[str, int] = {}
   counts = Counts()
   metadata: dict[str, Any] = {}
-  with h5py.File(data / "episodes", "w") as file:
+  with _hdf5.create(data / "episodes") as (file, check):
     for episode in dataset.episodes():
       _write_episode(file, counts.episodes, episode, dataset.schema)
+      check()
       counts = Counts(counts.episodes + 1, counts.steps + episode.num_steps - 1)
       metadata = episode.metadata
       for name, value in episode.steps.items():

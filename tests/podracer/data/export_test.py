@@ -181,6 +181,35 @@ def test_what_fails_midway_leaves_nothing(name, collection, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+FULL_DISK = """
+import resource, sys
+from podracer.data import dataset, export
+
+collection = dataset.open(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+  export.export(sys.argv[2], collection, sys.argv[3])
+except OSError as error:
+  print(type(error).__name__, error.errno == 27)
+"""
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_full_disk_is_an_error_and_leaves_nothing(name, collection, tmp_path):
+  # In a process of its own, for HDF5 ended it as it cleaned up.
+  result = subprocess.run(
+    [sys.executable, "-c", FULL_DISK, str(collection.root), name, str(tmp_path / "out")],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert (result.returncode, result.stdout) == (0, "OSError True\n"), result.stderr
+  assert not result.stderr
+  assert not list(tmp_path.iterdir())
+
+
 KILLED = """
 import os, signal, sys
 from podracer.data import dataset, export
