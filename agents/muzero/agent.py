@@ -1,5 +1,6 @@
 """The MuZero agent: it plans with the model it learns (Schrittwieser et al. 2020)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ def make_agent(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec) 
     """Searches from observations `[B, ...]`."""
     latent = parts.represent(params, observation)
     prediction = parts.predict(params, latent)
-    value = parts.value.apply_inv(jax.nn.softmax(prediction.value_logits))
+    value = parts.value_of(prediction.value_logits)
     mask = types.action_mask(observation)
     root = mctx.RootFnOutput(prior_logits=prediction.policy_logits, value=value, embedding=latent)
     found = searches[explore](params, key, root, mask, _temperature(config.search, params))
@@ -100,7 +101,7 @@ def make_agent(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec) 
       action=action,
       logits=logits,
       log_prob=policy.log_prob(logits, action),
-      value=parts.value.apply_inv(jax.nn.softmax(prediction.value_logits)),
+      value=parts.value_of(prediction.value_logits),
     )
     return output, state
 
@@ -166,11 +167,23 @@ class _Parts(NamedTuple):
   def step(self, params: types.Params, latent: Array, action: Array) -> model_lib.Transition:
     return self.model.apply(params["model"], latent, action, method="step")  # type: ignore[return-value]
 
+  def decide(self, params: types.Params, latent: Array, action: Array) -> model_lib.Afterstate:
+    return self.model.apply(params["model"], latent, action, method="decide")  # type: ignore[return-value]
+
+  def happen(self, params: types.Params, afterstate: Array, code: Array) -> model_lib.Transition:
+    return self.model.apply(params["model"], afterstate, code, method="happen")  # type: ignore[return-value]
+
+  def encode(self, params: types.Params, before: Any, after: Any) -> Array:
+    return self.model.apply(params["model"], before, after, method="encode")  # type: ignore[return-value]
+
+  def value_of(self, logits: Array) -> Array:
+    return self.value.apply_inv(jax.nn.softmax(logits))
+
 
 def _make_parts(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec) -> _Parts:
   sign = -1.0 if spec.num_players == 2 else 1.0
   return _Parts(
-    model=model_lib.Model(config.network, config.model, spec),
+    model=model_lib.Model(config.network, config.model, spec, config.num_chance_codes),
     value=model_lib.make_transform(config.model.num_bins, config.model.max_value),
     reward=model_lib.make_transform(config.model.num_bins, config.model.max_reward),
     discount=sign * config.discount,
@@ -188,11 +201,37 @@ def _make_search(config: muzero_config.MuZeroConfig, parts: _Parts, explore: boo
       reward=parts.reward.apply_inv(jax.nn.softmax(reward_logits)),
       discount=jnp.full(action.shape, parts.discount),
       prior_logits=prediction.policy_logits,
-      value=parts.value.apply_inv(jax.nn.softmax(prediction.value_logits)),
+      value=parts.value_of(prediction.value_logits),
     )
     return output, latent
 
-  return search.make_search(config.search, recurrent_fn, explore)
+  def decide(
+    params: types.Params, key: types.Key, action: Array, latent: Array
+  ) -> tuple[mctx.DecisionRecurrentFnOutput, Array]:
+    del key
+    afterstate = parts.decide(params, latent, action)
+    output = mctx.DecisionRecurrentFnOutput(
+      chance_logits=afterstate.chance_logits,
+      afterstate_value=parts.value_of(afterstate.value_logits),
+    )
+    return output, afterstate.latent
+
+  def happen(
+    params: types.Params, key: types.Key, code: Array, afterstate: Array
+  ) -> tuple[mctx.ChanceRecurrentFnOutput, Array]:
+    del key
+    latent, reward_logits = parts.happen(params, afterstate, code)
+    prediction = parts.predict(params, latent)
+    output = mctx.ChanceRecurrentFnOutput(
+      reward=parts.reward.apply_inv(jax.nn.softmax(reward_logits)),
+      discount=jnp.full(code.shape, parts.discount),
+      action_logits=prediction.policy_logits,
+      value=parts.value_of(prediction.value_logits),
+    )
+    return output, latent
+
+  model = search.ChanceModel(decide, happen) if config.num_chance_codes else recurrent_fn
+  return search.make_search(config.search, model, explore)
 
 
 def _loss(
@@ -225,36 +264,54 @@ def _loss(
   observation = _merged(jax.tree.map(lambda x: x[:-1], timesteps.observation))
   root = parts.represent(params, observation)
 
-  def unroll(latent: Array, action: Array) -> tuple[Array, tuple[model_lib.Prediction, Array]]:
-    latent, reward_logits = parts.step(params, optax.scale_gradient(latent, 0.5), action)
-    return latent, (parts.predict(params, latent), reward_logits)
+  codes = probabilities = None
+  if config.num_chance_codes:
+    codes, probabilities = _unrolled_codes(parts, params, timesteps.observation, targets)
 
-  _, (later, reward_logits) = jax.lax.scan(unroll, root, targets.actions.T)
+  def unroll(latent: Array, inputs: tuple[Array, Any]) -> tuple[Array, Any]:
+    action, code = inputs
+    latent, afterstate = optax.scale_gradient(latent, 0.5), None
+    if code is None:
+      latent, reward_logits = parts.step(params, latent, action)
+    else:
+      afterstate = parts.decide(params, latent, action)
+      latent, reward_logits = parts.happen(params, afterstate.latent, code)
+    return latent, (parts.predict(params, latent), reward_logits, afterstate)
+
+  _, (later, reward_logits, afterstates) = jax.lax.scan(unroll, root, (targets.actions.T, codes))
   first = parts.predict(params, root)
   # [T*B, ...] and [K, T*B, ...] -> [K+1, T*B, ...]
   predictions = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, later)
 
-  def by_step(logits: Array, target: Array, mask: Array) -> Array:
-    """Returns the mean loss of each unroll step, over all roots."""
-    loss = losses.categorical_loss(logits, jnp.moveaxis(target, 1, 0), mask.T)
-    return jnp.mean(loss * weights, axis=1)
+  def by_step(loss: Array, mask: Array) -> Array:
+    """Returns the mean over all roots of losses `[K, T*B]`, where `[T*B, K]` is True: `[K]`."""
+    return jnp.mean(jnp.where(mask.T, loss, 0.0) * weights, axis=1)
+
+  def to_target(logits: Array, target: Array) -> Array:
+    return losses.cross_entropy(logits, jnp.moveaxis(target, 1, 0))
 
   weights = jnp.ones(())
   if trajectory.importance_weights is not None:
     weights = jnp.tile(trajectory.importance_weights, length)  # [B] -> [T*B]
-  value = by_step(predictions.value_logits, parts.value.apply(targets.value), targets.value_mask)
-  reward = by_step(reward_logits, parts.reward.apply(targets.reward), targets.reward_mask)
-  policy = by_step(predictions.policy_logits, targets.policy, targets.policy_mask)
-  entropy = jnp.where(
-    targets.policy_mask.T, losses.entropy(jax.nn.softmax(predictions.policy_logits)), 0.0
-  )
-  entropy = jnp.mean(entropy * weights, axis=1)
+  value_loss = to_target(predictions.value_logits, parts.value.apply(targets.value))
+  value = by_step(value_loss, targets.value_mask)
+  reward_loss = to_target(reward_logits, parts.reward.apply(targets.reward))
+  reward = by_step(reward_loss, targets.reward_mask)
+  policy = by_step(to_target(predictions.policy_logits, targets.policy), targets.policy_mask)
+  entropy = losses.entropy(jax.nn.softmax(predictions.policy_logits))
+  entropy = by_step(entropy, targets.policy_mask)
   step_weights = losses.unroll_weights(num_steps)
   total = (
     jnp.sum(step_weights * (policy - config.entropy_cost * entropy + config.value_cost * value))
     + config.reward_cost * jnp.sum(reward) / num_steps
   )
   metrics, priorities = _diagnostics(parts, first, returns, targets, trajectory)
+  if codes is not None and probabilities is not None:
+    chance, found = _chance_losses(
+      config, parts, codes, probabilities, afterstates, targets, by_step
+    )
+    total += chance
+    metrics |= found
   for name, steps in (("value", value), ("policy", policy)):
     metrics |= {f"loss/{name}_step_{k}": steps[k] for k in range(num_steps + 1)}
   metrics |= {f"loss/reward_step_{k + 1}": reward[k] for k in range(num_steps)}
@@ -267,6 +324,79 @@ def _loss(
   return total, agent_lib.LossInfo(metrics=metrics, priorities=priorities)
 
 
+def _chance_losses(
+  config: muzero_config.MuZeroConfig,
+  parts: _Parts,
+  codes: Array,
+  probabilities: Array,
+  afterstates: model_lib.Afterstate,
+  targets: losses.UnrollTargets,
+  by_step: Callable[..., Array],
+) -> tuple[Array, types.Metrics]:
+  """Returns L_chance, of what is said before chance decides and of the codes (Antonoglou et al. 2022).
+
+  Args:
+    config: of the agent.
+    parts: of the agent.
+    codes: `[K, T*B, C]`, see `_unrolled_codes`.
+    probabilities: of them.
+    afterstates: `[K, T*B, ...]`.
+    targets: of `T*B` roots.
+    by_step: loss of each element `[K, T*B]` and mask `[T*B, K]` -> mean by unroll step `[K]`.
+  """
+  code, mask = jax.lax.stop_gradient(codes), targets.arrival_mask
+  value_target = jnp.moveaxis(parts.value.apply(targets.value[:, :-1]), 1, 0)
+  parts_of_loss = {
+    "afterstate_value": by_step(
+      losses.cross_entropy(afterstates.value_logits, value_target), targets.value_mask[:, :-1]
+    ),
+    "chance": by_step(losses.cross_entropy(afterstates.chance_logits, code), mask),
+    "commitment": by_step(jnp.sum(jnp.square(code - probabilities), axis=-1), mask),
+  }
+  mean = {name: jnp.mean(loss) for name, loss in parts_of_loss.items()}
+  total = (
+    config.value_cost * mean["afterstate_value"]
+    + config.chance_cost * mean["chance"]
+    + config.commitment_cost * mean["commitment"]
+  )
+  count = jnp.sum(jnp.where(mask.T[..., None], code, 0.0), axis=(0, 1))
+  metrics = {f"loss/{name}": loss for name, loss in mean.items()}
+  # As many codes, all as frequent, would be as varied.
+  share = count / jnp.maximum(jnp.sum(mask), 1)
+  metrics["loss/num_chance_codes_used"] = jnp.exp(losses.entropy(share))
+  return total, metrics
+
+
+def _unrolled_codes(
+  parts: _Parts,
+  params: types.Params,
+  observation: types.Observation,
+  targets: losses.UnrollTargets,
+) -> tuple[Array, Array]:
+  """Returns `[K, T*B, C]` codes of what chance did in each unroll step, and their probabilities.
+
+  Args:
+    parts: of the agent.
+    params: of the agent.
+    observation: `[T+1, B, ...]`.
+    targets: of `T*B` roots.
+  """
+  length, batch_size = jax.tree.leaves(observation)[0].shape[:2]
+  length -= 1
+  before, after = (
+    _merged(jax.tree.map(lambda x, cut=cut: x[cut], observation))
+    for cut in (slice(None, -1), slice(1, None))
+  )
+  probabilities = parts.encode(params, before, after).reshape(length, batch_size, -1)
+  arrival_mask = targets.arrival_mask.reshape(length, batch_size, -1)
+
+  def unrolled(codes: Array) -> Array:
+    gathered = jax.vmap(losses.unroll_codes, in_axes=1, out_axes=1)(codes, arrival_mask)
+    return jnp.moveaxis(_merged(gathered), 1, 0)
+
+  return unrolled(losses.straight_through(probabilities)), unrolled(probabilities)
+
+
 def _returns(
   config: muzero_config.MuZeroConfig,
   parts: _Parts,
@@ -276,7 +406,7 @@ def _returns(
   """Returns the targets of the values `[T, B]`, bootstrapped from the target parameters."""
   latent = parts.represent(target_params, _merged(timesteps.observation))
   logits = parts.predict(target_params, latent).value_logits
-  values = parts.value.apply_inv(jax.nn.softmax(logits)).reshape(timesteps.reward.shape)
+  values = parts.value_of(logits).reshape(timesteps.reward.shape)
 
   def one(timestep: types.TimeStep, value: Array) -> Array:
     return losses.value_targets(
@@ -309,9 +439,9 @@ def _diagnostics(
   def mean(x: Array) -> Array:
     return jnp.sum(jnp.where(mask, x.reshape(-1), 0.0)) / num_roots
 
-  cross_entropy = losses.categorical_loss(first.policy_logits, visits, mask)
+  cross_entropy = losses.cross_entropy(first.policy_logits, visits)
   entropy = losses.entropy(visits)
-  value = jax.lax.stop_gradient(parts.value.apply_inv(jax.nn.softmax(first.value_logits)))
+  value = jax.lax.stop_gradient(parts.value_of(first.value_logits))
   error = jnp.where(mask, jnp.abs(value - returns.reshape(-1)), 0.0)
   metrics = {
     "search/prior_kl": mean(cross_entropy - entropy),

@@ -28,11 +28,14 @@ class ModelConfig:
   """Values are represented from -max_value to max_value."""
   max_reward: float = 10.0
   """Rewards are represented from -max_reward to max_reward."""
+  num_chance_codes: int = 32
+  """Codes that tell what chance made of an action (`search.policy=stochastic`)."""
 
   def __post_init__(self) -> None:
     config.check_positive(
       latent_size=self.latent_size, max_value=self.max_value, max_reward=self.max_reward
     )
+    config.check_at_least(2, num_chance_codes=self.num_chance_codes)
     config.check_at_least(0, num_blocks=self.num_blocks)
     config.check(
       all(size > 0 for size in self.hidden_sizes),
@@ -48,9 +51,10 @@ class ModelConfig:
 class SearchConfig:
   """The tree search."""
 
-  policy: Literal["gumbel", "muzero"] = "gumbel"
+  policy: Literal["gumbel", "muzero", "stochastic"] = "gumbel"
   """`gumbel` (Danihelka et al. 2022) learns with few simulations; `muzero` is the search of the paper,
-  several times slower."""
+  several times slower; `stochastic` also plans over what chance may make of an action, with a model that
+  learns it (Antonoglou et al. 2022), as in 2048."""
   num_simulations: int = 16
   """Simulations of each search."""
   evaluation_simulations: int = 0
@@ -66,13 +70,13 @@ class SearchConfig:
   """Bound of the depth of the tree; 0 has none."""
   temperature: float = 1.0
   """Of exploration at the start: scales the Gumbel noise (`gumbel`), or is the power of the visit counts
-  (`muzero`). Acting greedily has none."""
+  (`muzero`, `stochastic`). Acting greedily has none."""
   final_temperature: float = 1.0
   """Of exploration after `temperature_steps`."""
   temperature_steps: int = 0
   """Gradient steps over which the temperature goes from the one to the other; 0 keeps the first."""
   dirichlet_fraction: float = 0.25
-  """Share of noise in the prior of the root (`muzero`)."""
+  """Share of noise in the prior of the root (`muzero`, `stochastic`)."""
   dirichlet_alpha: float = 0.3
   """Concentration of that noise: lower is peakier."""
 
@@ -120,6 +124,11 @@ class MuZeroConfig(config.ReplayLearnerConfig):
   """Weight of the value loss."""
   reward_cost: float = 1.0
   """Weight of the reward loss."""
+  chance_cost: float = 1.0
+  """Weight of the loss of what is predicted of chance (`search.policy=stochastic`)."""
+  commitment_cost: float = 0.05
+  """Weight of the loss that makes the codes of chance clear-cut (`search.policy=stochastic`); above some
+  tenths one code may take all outcomes before rewards and values have told them apart."""
   entropy_cost: float = 0.05
   """Weight of an entropy bonus of the network's policy, which the paper has not: learning from what was
   just played, without a replay, the policy narrows before the model knows what other actions do."""
@@ -131,7 +140,12 @@ class MuZeroConfig(config.ReplayLearnerConfig):
     config.check_fraction(discount=self.discount, td_lambda=self.td_lambda)
     config.check_positive(unroll_steps=self.unroll_steps, td_steps=self.td_steps)
     config.check_at_least(0, value_cost=self.value_cost, reward_cost=self.reward_cost)
-    config.check_at_least(0, entropy_cost=self.entropy_cost)
+    config.check_at_least(
+      0,
+      chance_cost=self.chance_cost,
+      commitment_cost=self.commitment_cost,
+      entropy_cost=self.entropy_cost,
+    )
     config.check(
       self.network.lstm_size == 0
       and not self.network.use_previous_action
@@ -139,6 +153,11 @@ class MuZeroConfig(config.ReplayLearnerConfig):
       "MuZero reads single observations: network.lstm_size, network.use_previous_action and "
       "network.use_previous_reward must be off",
     )
+
+  @property
+  def num_chance_codes(self) -> int:
+    """Codes of the model's chance outcomes; 0 where it has none, and an action has one outcome."""
+    return self.model.num_chance_codes if self.search.policy == "stochastic" else 0
 
   def check_unroll(self, unroll_length: int) -> None:
     """Raises InputError where the model is unrolled for longer than a trajectory is."""
@@ -155,9 +174,10 @@ class MuZeroConfig(config.ReplayLearnerConfig):
   def warnings(self) -> tuple[str, ...]:
     """Returns a line for each setting that is known to be slow."""
     lines = []
-    if self.search.policy == "muzero":
+    if self.search.policy != "gumbel":
       lines.append(
-        "search.policy=muzero takes longer a search than gumbel, and needs more simulations to learn"
+        f"search.policy={self.search.policy} takes longer a search than gumbel, and needs more simulations "
+        "to learn"
       )
     if self.search.num_simulations > _MANY_SIMULATIONS:
       lines.append(

@@ -25,6 +25,7 @@ class UnrollTargets(NamedTuple):
     value: `[T, K+1]` of unroll step 0 .. K.
     policy: `[T, K+1, A]`, the visit distributions of the searches that acted.
     reward_mask, value_mask, policy_mask: True where there is a target.
+    arrival_mask: `[T, K]` True where the action led to a time step of the same episode.
   """
 
   actions: Array
@@ -34,6 +35,7 @@ class UnrollTargets(NamedTuple):
   reward_mask: Array
   value_mask: Array
   policy_mask: Array
+  arrival_mask: Array
 
 
 def value_targets(
@@ -114,14 +116,36 @@ def unroll_targets(
     reward_mask=starts & (arrived | is_absorbing[:, 1:]),
     value_mask=starts & (acts | (in_episode & is_terminal) | is_absorbing),
     policy_mask=starts & acts,
+    arrival_mask=starts & arrived,
   )
 
 
-def categorical_loss(logits: Array, target: Array, mask: Array) -> Array:
-  """Returns the cross-entropy of `[..., N]` logits to `[..., N]` probabilities, 0 where not `mask`."""
+def unroll_codes(codes: Array, arrival_mask: Array) -> Array:
+  """Gathers the codes of chance for K unroll steps from every time step (Antonoglou et al. 2022).
+
+  Args:
+    codes: `[T, C]`, of what became of the action of each time step.
+    arrival_mask: `[T, K]`, see `UnrollTargets`; where it is False codes take turns, as actions do.
+
+  Returns:
+    `[T, K, C]`.
+  """
+  length, num_codes = codes.shape
+  index = jnp.arange(length)[:, None] + jnp.arange(arrival_mask.shape[1])
+  any_code = jax.nn.one_hot((index + 1) % num_codes, num_codes, dtype=codes.dtype)
+  return jnp.where(arrival_mask[..., None], codes[jnp.minimum(index, length - 1)], any_code)
+
+
+def straight_through(probabilities: Array) -> Array:
+  """Returns the one-hot code of the likeliest of `[..., C]`, with the gradient of the probabilities."""
+  code = jax.nn.one_hot(jnp.argmax(probabilities, axis=-1), probabilities.shape[-1])
+  return code + probabilities - jax.lax.stop_gradient(probabilities)
+
+
+def cross_entropy(logits: Array, target: Array) -> Array:
+  """Returns the cross-entropy `[...]` of `[..., N]` logits to `[..., N]` probabilities."""
   chex.assert_equal_shape([logits, target])
-  loss = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
-  return jnp.where(mask, loss, 0.0)
+  return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
 
 def entropy(probabilities: Array) -> Array:

@@ -1,6 +1,8 @@
 """The learnt model: representation h, dynamics g and prediction f (Schrittwieser et al. 2020, appendix F).
 
-A latent state is a vector `[B, H]`, or planes `[B, h, w, C]`.
+A latent state is a vector `[B, H]`, or planes `[B, h, w, C]`. In a model with chance (Antonoglou et al.
+2022) an action leads to an afterstate, of the same form, and one of some codes from there to the next
+latent state; an encoder learns which code an observation is an example of.
 """
 
 import math
@@ -48,44 +50,84 @@ class Transition(NamedTuple):
   reward_logits: Array
 
 
+class Afterstate(NamedTuple):
+  """What is said of a latent state and an action, before chance decides.
+
+  Attributes:
+    latent: the afterstate.
+    chance_logits: `[..., C]` of what may happen.
+    value_logits: `[..., num_bins]`, of the action in the latent state.
+  """
+
+  latent: Array
+  chance_logits: Array
+  value_logits: Array
+
+
 class Model(nn.Module):
-  """The three functions and their parameters.
+  """The three functions, with chance six, and their parameters.
 
   Attributes:
     network: of the representation.
     config: of the model.
     spec: of the environment.
+    num_codes: of what chance may do; 0 leaves it out.
   """
 
   network: config_lib.NetworkConfig
   config: muzero_config.ModelConfig
   spec: types.EnvironmentSpec
+  num_codes: int = 0
 
   def setup(self) -> None:
     """Makes the parts."""
     assert isinstance(self.spec.action, types.DiscreteActions)
     num_actions = self.spec.action.num_actions
     if has_planes(self.config, self.spec):
-      self.representation_net: nn.Module = PlanesRepresentation(self.config, self.spec)
-      self.dynamics_net: nn.Module = PlanesDynamics(self.config, num_actions)
-      self.prediction_net: nn.Module = PlanesPrediction(self.config, num_actions)
+      representation: nn.Module = PlanesRepresentation(self.config, self.spec)
+      dynamics: Any = PlanesDynamics
+      prediction: Any = PlanesPrediction
     else:
-      self.representation_net = VectorRepresentation(self.network, self.config, self.spec)
-      self.dynamics_net = VectorDynamics(self.config, num_actions)
-      self.prediction_net = VectorPrediction(self.config, num_actions)
+      representation = VectorRepresentation(self.network, self.config, self.spec)
+      dynamics, prediction = VectorDynamics, VectorPrediction
+    self.representation_net = representation
+    self.dynamics_net = dynamics(self.config, self.num_codes or num_actions)
+    self.prediction_net = prediction(self.config, num_actions)
+    if self.num_codes:
+      self.afterstate_net = dynamics(self.config, num_actions, has_reward=False)
+      self.chance_net = prediction(self.config, self.num_codes)
+      self.encoder_net = ChanceEncoder(self.network, self.config, self.spec, self.num_codes)
 
-  def __call__(self, observation: types.Observation, action: Array) -> tuple[Any, Any]:
-    """Calls all three, for their parameters to be made."""
+  def __call__(self, observation: types.Observation, action: Array) -> Any:
+    """Calls all, for their parameters to be made."""
     latent = self.represent(observation)
-    return self.predict(latent), self.step(latent, action)
+    if not self.num_codes:
+      return self.predict(latent), self.step(latent, action)
+    afterstate = self.decide(latent, action)
+    code = self.encode(observation, observation)
+    return self.predict(latent), self.happen(afterstate.latent, code)
 
   def represent(self, observation: types.Observation) -> Array:
     """h: reads observations `[B, ...]` into latent states."""
     return self.representation_net(observation)
 
   def step(self, latent: Array, action: Array) -> Transition:
-    """g: takes actions `[B]` in latent states."""
+    """g: takes actions `[B]` in latent states, where there is no chance."""
     return self.dynamics_net(latent, action)
+
+  def decide(self, latent: Array, action: Array) -> Afterstate:
+    """Takes actions `[B]` in latent states; phi and psi of Antonoglou et al."""
+    afterstate = self.afterstate_net(latent, action).latent
+    prediction = self.chance_net(afterstate)
+    return Afterstate(afterstate, prediction.policy_logits, prediction.value_logits)
+
+  def happen(self, afterstate: Array, code: Array) -> Transition:
+    """g: what becomes of afterstates by codes, `[B]` or one-hot `[B, C]`."""
+    return self.dynamics_net(afterstate, code)
+
+  def encode(self, before: types.Observation, after: types.Observation) -> Array:
+    """e: the probabilities `[B, C]` that a code tells what chance did between two observations."""
+    return self.encoder_net(before, after)
 
   def predict(self, latent: Array) -> Prediction:
     """f: predicts policy and value of latent states."""
@@ -154,13 +196,14 @@ class VectorDynamics(nn.Module):
 
   config: muzero_config.ModelConfig
   num_actions: int
+  has_reward: bool = True
 
   @nn.compact
   def __call__(self, latent: Array, action: Array) -> Transition:
-    """Maps `[B, H]` and `[B]` to `[B, H]` and `[B, num_bins]`."""
-    inputs = jnp.concatenate([latent, jax.nn.one_hot(action, self.num_actions)], axis=-1)
+    """Maps `[B, H]` and `[B]`, or one-hot `[B, A]`, to `[B, H]` and `[B, num_bins]`."""
+    inputs = jnp.concatenate([latent, _one_hot(action, self.num_actions)], axis=-1)
     hidden = torsos.MLP(self.config.hidden_sizes)(inputs)
-    reward_logits = _head(self.config.num_bins)(hidden)
+    reward_logits = _reward(self.config, self.has_reward, hidden)
     return Transition(standardise(latent + _dense(self.config.latent_size)(hidden)), reward_logits)
 
 
@@ -209,16 +252,17 @@ class PlanesDynamics(nn.Module):
 
   config: muzero_config.ModelConfig
   num_actions: int
+  has_reward: bool = True
 
   @nn.compact
   def __call__(self, latent: Array, action: Array) -> Transition:
-    """Maps `[B, h, w, C]` and `[B]` to `[B, h, w, C]` and `[B, num_bins]`."""
-    one_hot = jax.nn.one_hot(action, self.num_actions)
+    """Maps `[B, h, w, C]` and `[B]`, or one-hot `[B, A]`, to `[B, h, w, C]` and `[B, num_bins]`."""
+    one_hot = _one_hot(action, self.num_actions)
     planes = jnp.broadcast_to(one_hot[:, None, None, :], (*latent.shape[:3], self.num_actions))
     hidden = convolution.Conv(latent.shape[-1])(jnp.concatenate([latent, planes], axis=-1))
     hidden = _residual(latent + hidden, self.config.num_blocks)
-    features = _flat_head(hidden, self.config.hidden_sizes)
-    return Transition(scale_latent(hidden), _head(self.config.num_bins)(features))
+    features = _flat_head(hidden, self.config.hidden_sizes) if self.has_reward else hidden
+    return Transition(scale_latent(hidden), _reward(self.config, self.has_reward, features))
 
 
 class PlanesPrediction(nn.Module):
@@ -234,6 +278,40 @@ class PlanesPrediction(nn.Module):
     policy = _flat_head(hidden, self.config.hidden_sizes)
     value = _flat_head(hidden, self.config.hidden_sizes)
     return Prediction(_head(self.num_actions)(policy), _head(self.config.num_bins)(value))
+
+
+class ChanceEncoder(nn.Module):
+  """The torso of the configuration on both observations, and dense layers.
+
+  It sees the one before, too: what chance did is the difference that the action does not explain.
+  """
+
+  network: config_lib.NetworkConfig
+  config: muzero_config.ModelConfig
+  spec: types.EnvironmentSpec
+  num_codes: int
+
+  @nn.compact
+  def __call__(self, before: types.Observation, after: types.Observation) -> Array:
+    """Maps `[B, ...]` twice to `[B, C]`."""
+    torso = torsos.make_torso(self.network, self.spec.observation, self.spec.num_tasks)
+    hidden = jnp.concatenate([torso(before), torso(after)], axis=-1)
+    # Standardised, new observations begin with codes of their own: where all begin with one, they may stay so.
+    hidden = standardise(torsos.MLP(self.config.hidden_sizes)(hidden))
+    return jax.nn.softmax(_dense(self.num_codes)(hidden))
+
+
+def _one_hot(action: Array, num_actions: int) -> Array:
+  """Returns `[B, A]` of the numbers of actions, or what is one-hot already."""
+  is_number = jnp.issubdtype(action.dtype, jnp.integer)
+  return jax.nn.one_hot(action, num_actions) if is_number else action
+
+
+def _reward(config: muzero_config.ModelConfig, has_reward: bool, features: Array) -> Array:
+  """Returns the reward's `[B, num_bins]` logits; those of 0 where there is none, without parameters."""
+  if has_reward:
+    return _head(config.num_bins)(features)
+  return jnp.zeros((features.shape[0], config.num_bins))
 
 
 def _dense(size: int) -> nn.Dense:

@@ -33,14 +33,27 @@ class SearchOutput(NamedTuple):
 Search = Callable[..., SearchOutput]
 
 
+class ChanceModel(NamedTuple):
+  """A model in which chance decides what becomes of an action (Antonoglou et al. 2022).
+
+  Attributes:
+    decide: (params, key, action `[B]`, latent) -> (mctx.DecisionRecurrentFnOutput, afterstate).
+    happen: (params, key, code `[B]`, afterstate) -> (mctx.ChanceRecurrentFnOutput, latent).
+  """
+
+  decide: Callable[..., Any]
+  happen: Callable[..., Any]
+
+
 def make_search(
-  config: muzero_config.SearchConfig, recurrent_fn: Callable[..., Any], explore: bool
+  config: muzero_config.SearchConfig, model: Callable[..., Any] | ChanceModel, explore: bool
 ) -> Search:
   """Builds the search.
 
   Args:
     config: of the search.
-    recurrent_fn: (params, key, action `[B]`, latent `[B, ...]`) -> (mctx.RecurrentFnOutput, latent).
+    model: a `ChanceModel` for the policy `stochastic`; for the others a function (params, key, action
+      `[B]`, latent `[B, ...]`) -> (mctx.RecurrentFnOutput, latent).
     explore: False searches without noise, and plays the best action found.
 
   Returns:
@@ -50,50 +63,24 @@ def make_search(
   num_simulations = config.num_simulations
   if not explore and config.evaluation_simulations:
     num_simulations = config.evaluation_simulations
-  options: dict[str, Any] = {
-    "num_simulations": num_simulations,
-    "max_depth": config.max_depth or None,
-  }
+  policy = _make_policy(config, model, explore)
+  # A step in a model with chance is two edges of the tree.
+  edges_per_step = 2 if config.policy == "stochastic" else 1
 
   def search(
     params: types.Params, key: types.Key, root: Any, mask: Array | None, temperature: Any
   ) -> SearchOutput:
-    temperature = temperature if explore else 0.0
-    invalid = None if mask is None else illegal(mask)
-    if config.policy == "gumbel":
-      qtransform = functools.partial(
-        mctx.qtransform_completed_by_mix_value,
-        value_scale=config.value_scale,
-        epsilon=config.min_value_range,
-      )
-      output: Any = mctx.gumbel_muzero_policy(
-        params,
-        key,
-        root,
-        recurrent_fn,
-        invalid_actions=invalid,
-        max_num_considered_actions=config.max_num_considered_actions,
-        gumbel_scale=temperature,
-        qtransform=qtransform,
-        **options,
-      )
-    else:
-      output = mctx.muzero_policy(
-        params,
-        key,
-        root,
-        recurrent_fn,
-        qtransform=functools.partial(
-          mctx.qtransform_by_parent_and_siblings, epsilon=config.min_value_range
-        ),
-        invalid_actions=invalid,
-        dirichlet_fraction=float(config.dirichlet_fraction) if explore else 0.0,
-        dirichlet_alpha=float(config.dirichlet_alpha),
-        temperature=temperature,
-        **options,
-      )
+    output = policy(
+      params,
+      key,
+      root,
+      temperature if explore else 0.0,
+      num_simulations=num_simulations,
+      max_depth=edges_per_step * config.max_depth or None,
+      invalid_actions=None if mask is None else illegal(mask),
+    )
     action = output.action
-    if config.policy == "muzero" and not explore:
+    if config.policy != "gumbel" and not explore:
       # mctx would draw among actions that were visited equally often.
       action = jnp.argmax(output.action_weights, axis=-1)
     tree = output.search_tree
@@ -101,10 +88,47 @@ def make_search(
       action=action.astype(jnp.int32),
       visits=output.action_weights,
       value=tree.node_values[:, tree.ROOT_INDEX],
-      depth=tree_depth(tree.parents),
+      depth=jnp.ceil(tree_depth(tree.parents) / edges_per_step),
     )
 
   return search
+
+
+def _make_policy(
+  config: muzero_config.SearchConfig, model: Any, explore: bool
+) -> Callable[..., Any]:
+  """Returns one of mctx's policies: (params, key, root, temperature, **options) -> its output."""
+
+  def gumbel(params: Any, key: types.Key, root: Any, temperature: Any, **options: Any) -> Any:
+    return mctx.gumbel_muzero_policy(
+      params,
+      key,
+      root,
+      model,
+      max_num_considered_actions=config.max_num_considered_actions,
+      gumbel_scale=temperature,
+      qtransform=functools.partial(
+        mctx.qtransform_completed_by_mix_value,
+        value_scale=config.value_scale,
+        epsilon=config.min_value_range,
+      ),
+      **options,
+    )
+
+  def by_visits(params: Any, key: types.Key, root: Any, temperature: Any, **options: Any) -> Any:
+    options |= {
+      "qtransform": functools.partial(
+        mctx.qtransform_by_parent_and_siblings, epsilon=config.min_value_range
+      ),
+      "dirichlet_fraction": float(config.dirichlet_fraction) if explore else 0.0,
+      "dirichlet_alpha": float(config.dirichlet_alpha),
+      "temperature": temperature,
+    }
+    if config.policy == "stochastic":
+      return mctx.stochastic_muzero_policy(params, key, root, model.decide, model.happen, **options)
+    return mctx.muzero_policy(params, key, root, model, **options)
+
+  return gumbel if config.policy == "gumbel" else by_visits
 
 
 def illegal(mask: Array) -> Array:

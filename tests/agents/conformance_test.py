@@ -58,7 +58,11 @@ NETWORKS = {
 # Options of an agent that change what its functions compute.
 VARIANTS = {
   "impala": ({}, {"popart": True, "entropy": "adaptive"}, {"action_distribution": "tanh_gaussian"}),
-  "muzero": ({}, {"search": muzero.SearchConfig(policy="muzero", temperature_steps=100)}),
+  "muzero": (
+    {},
+    {"search": muzero.SearchConfig(policy="muzero", temperature_steps=100)},
+    {"search": muzero.SearchConfig(policy="stochastic", num_simulations=8)},
+  ),
 }
 VARIANTS["distillation"] = (
   {},

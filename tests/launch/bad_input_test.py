@@ -49,7 +49,7 @@ CASES = [
   ((*CATCH, "--max_checkpoints=1"), "max_checkpoints must be at least 2"),
   ((*CATCH, "--env_options", "rows"), "env_options takes name=value, got 'rows'"),
   ((*MUZERO, "--config.search.num_simulations=0"), "search.num_simulations must be above 0, got 0"),
-  ((*MUZERO, "--config.search.policy=mcts"), "Expected one of ('gumbel', 'muzero')"),
+  ((*MUZERO, "--config.search.policy=mcts"), "Expected one of ('gumbel', 'muzero', 'stochastic')"),
   (
     (*MUZERO, "--config.unroll_steps=20", "--unroll_length=16"),
     "more than the 16 steps of an unroll",

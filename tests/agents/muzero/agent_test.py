@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from podracer import config as config_lib
@@ -378,3 +379,73 @@ def test_slow_settings_are_warned_of():
     "search.policy=muzero",
     "search.num_simulations=1000:",
   ]
+
+
+def chance_batch(rng, length, batch_size):
+  """Returns streams without end: observation and reward are +1 or -1, by P[action]."""
+  action = rng.integers(2, size=(length, batch_size)).astype(np.int32)
+  is_up = rng.uniform(size=action.shape) < np.asarray(P)[action]
+  outcome = np.where(is_up, 1.0, -1.0).astype(np.float32)
+  outcome = np.concatenate([np.ones((1, batch_size), np.float32), outcome])
+  zeros = np.zeros(action.shape, np.float32)
+  visits = np.full((*action.shape, 2), 0.5, np.float32)
+  return types.Trajectory(
+    timesteps=types.TimeStep(
+      step_type=np.full(outcome.shape, types.MID, np.int8),
+      reward=outcome,
+      discount=np.ones_like(outcome),
+      observation=outcome[..., None],
+    ),
+    actor_outputs=types.ActorOutput(action, visits, zeros, zeros, visits, zeros, zeros),
+    initial_state=(),
+  )
+
+
+P = (0.8, 0.3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_chance_does_is_learnt(seed):
+  """Codes tell the outcomes apart, are foretold by their probabilities, and have their rewards."""
+  config = muzero.MuZeroConfig(
+    network=config_lib.NetworkConfig(hidden_sizes=(16,)),
+    model=muzero.ModelConfig(
+      latent_size=16, hidden_sizes=(16,), num_bins=21, max_value=4.0, max_reward=2.0
+    ),
+    search=muzero.SearchConfig(policy="stochastic", num_simulations=1),
+    discount=0.5,
+    unroll_steps=2,
+  )
+  spec = types.EnvironmentSpec(
+    "dice", types.ArraySpec((1,), jnp.dtype("float32")), types.DiscreteActions(2)
+  )
+  agent = muzero.make_agent(config, spec)
+  params = agent.init(jax.random.key(seed))
+  optimizer = optax.adam(3e-3)
+  state, rng = optimizer.init(params), np.random.default_rng(seed)
+
+  @jax.jit
+  def update(params, state, trajectory):
+    gradient, _ = jax.grad(agent.loss, has_aux=True)(params, params, jax.random.key(0), trajectory)
+    updates, state = optimizer.update(gradient, state)
+    return optax.apply_updates(params, updates), state
+
+  for _ in range(400):
+    params, state = update(params, state, chance_batch(rng, 8, 32))
+
+  model = model_lib.Model(config.network, config.model, spec, config.num_chance_codes)
+  call = lambda method, *x: model.apply(params["model"], *x, method=method)  # noqa: E731
+  reward_of = model_lib.make_transform(21, 2.0).apply_inv
+  up, down = jnp.ones((1, 1)), -jnp.ones((1, 1))
+  latent = call("represent", up)
+  for action, probability in enumerate(P):
+    afterstate = call("decide", latent, jnp.asarray([action]))
+    shares = jax.nn.softmax(afterstate.chance_logits)[0]
+    codes = [int(jnp.argmax(call("encode", up, outcome))) for outcome in (up, down)]
+    assert codes[0] != codes[1]
+    np.testing.assert_allclose(shares[jnp.asarray(codes)], [probability, 1 - probability], atol=0.1)
+    for code, reward in zip(codes, (1.0, -1.0), strict=True):
+      happened = call("happen", afterstate.latent, jnp.asarray([code]))
+      np.testing.assert_allclose(
+        reward_of(jax.nn.softmax(happened.reward_logits)), reward, atol=0.15
+      )

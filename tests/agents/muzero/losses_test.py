@@ -1,5 +1,6 @@
 """Targets and loss against slow references, over every course of time steps there can be."""
 
+import dataclasses
 import functools
 
 import jax
@@ -234,6 +235,8 @@ def check_targets(targets, actions, reward, value, policy):
   assert targets.actions.dtype == jnp.int32
   assert np.all((targets.actions >= 0) & (targets.actions < NUM_ACTIONS))
   np.testing.assert_array_equal(np.where(actions < 0, -1, targets.actions), actions)
+  if np.any(actions >= 0):  # Those by hand name none.
+    np.testing.assert_array_equal(targets.arrival_mask, actions >= 0)
   for found, mask, expected in (
     (targets.reward, targets.reward_mask, reward),
     (targets.value, targets.value_mask, value),
@@ -293,6 +296,22 @@ def test_all_actions_are_taken_in_an_absorbing_state():
   assert actions[0, 0] == 2 and set(np.asarray(actions[0, 1:])) == {0, 1, 2, 3}
 
 
+def test_codes_of_unrolls_by_hand():
+  """Of T = 3 and K = 2; where no action led anywhere codes take turns."""
+  codes = jnp.asarray([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.0, 0.4, 0.6]])
+  arrival = jnp.asarray([[True, True], [True, False], [False, False]])
+  found = losses.unroll_codes(codes, arrival)
+  expected = [[codes[0], codes[1]], [codes[1], [1, 0, 0]], [[1, 0, 0], [0, 1, 0]]]
+  np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_a_code_is_one_hot_and_has_the_gradient_of_its_probabilities():
+  probabilities, weights = jnp.asarray([[0.2, 0.5, 0.3]]), jnp.asarray([[3.0, 5.0, 7.0]])
+  np.testing.assert_allclose(losses.straight_through(probabilities), [[0, 1, 0]], atol=1e-6)
+  gradient = jax.grad(lambda p: jnp.sum(weights * losses.straight_through(p)))(probabilities)
+  np.testing.assert_array_equal(gradient, weights)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_weights_by_unroll_step(num_steps):
   weights = losses.unroll_weights(num_steps)
@@ -302,8 +321,8 @@ def test_weights_by_unroll_step(num_steps):
 def test_losses_by_hand():
   logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [0.2, 0.4, 0.4]]))
   target = jnp.asarray([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
-  found = losses.categorical_loss(logits, target, jnp.asarray([True, False]))
-  np.testing.assert_allclose(found, [np.log(4.0), 0.0], rtol=1e-6)
+  expected = [np.log(4.0), -(np.log(0.2) + np.log(0.4)) / 2]
+  np.testing.assert_allclose(losses.cross_entropy(logits, target), expected, rtol=1e-6)
   uniform = jnp.asarray([[0.25] * 4, [1.0, 0.0, 0.0, 0.0]])
   np.testing.assert_allclose(losses.entropy(uniform), [np.log(4.0), 0.0], atol=1e-6)
 
@@ -329,6 +348,13 @@ CONFIG = muzero.MuZeroConfig(
   value_cost=0.3,
   reward_cost=0.6,
   entropy_cost=0.2,
+)
+CHANCE_CONFIG = dataclasses.replace(
+  CONFIG,
+  model=dataclasses.replace(CONFIG.model, num_chance_codes=3),
+  search=muzero.SearchConfig(policy="stochastic", num_simulations=1),
+  chance_cost=0.7,
+  commitment_cost=0.4,
 )
 SPEC = types.EnvironmentSpec(
   "probe", types.ArraySpec((2,), jnp.dtype("float32")), types.DiscreteActions(NUM_ACTIONS)
@@ -357,9 +383,13 @@ def from_logits(logits, limit):
   return low
 
 
-def equation_one(params, target_params, trajectory, courses, streams, num_players):
-  """Returns the loss of equation (1) as a function of the parameters, step by step."""
-  model = model_lib.Model(CONFIG.network, CONFIG.model, SPEC)
+def equation_one(config, params, target_params, trajectory, courses, streams, num_players):
+  """Returns the loss of equation (1) as a function of the parameters, step by step.
+
+  With chance, plus that of Antonoglou et al. (2022), section 4.
+  """
+  num_codes = config.num_chance_codes
+  model = model_lib.Model(config.network, config.model, SPEC, num_codes)
   call = lambda params, *x, method: model.apply(params["model"], *x, method=method)  # noqa: E731
   observation = trajectory.timesteps.observation  # [T+1, B, 2]
   weights = trajectory.importance_weights
@@ -370,17 +400,19 @@ def equation_one(params, target_params, trajectory, courses, streams, num_player
   value_t = from_logits(logits, MAX_VALUE).reshape(LENGTH + 1, BATCH)
   rows = []
   for b, (course, (reward, _, action, visits)) in enumerate(zip(courses, streams, strict=True)):
-    arguments = (CONFIG.discount, num_players, CONFIG.td_steps, CONFIG.td_lambda)
+    arguments = (config.discount, num_players, config.td_steps, config.td_lambda)
     returns = reference_returns(course, reward, value_t[:, b], *arguments)
     targets = reference_targets(course, reward, action, returns, visits, K)
     # What is done after an end is free; take the same.
     free = losses.unroll_targets(timesteps_of(course, reward), action, returns, visits, K).actions
-    rows.append((np.where(targets[0] < 0, free, targets[0]), *targets[1:]))
+    arrived = 1.0 * (targets[0] >= 0)
+    rows.append((np.where(targets[0] < 0, free, targets[0]), *targets[1:], arrived))
   # [B] of [T, ...] -> [T*B, ...]
   merged = (
     np.stack(x, 1).reshape(LENGTH * BATCH, *x[0].shape[1:]) for x in zip(*rows, strict=True)
   )
-  actions, reward, value, policy = merged
+  actions, reward, value, policy, arrived = merged
+  time, stream = (x.reshape(-1) for x in np.indices((LENGTH, BATCH)))
   acts = ~np.isnan(policy)
   # Where there is no target, none of the bins and actions has any.
   reward, value = two_hot(reward, MAX_REWARD), two_hot(value, MAX_VALUE)
@@ -397,13 +429,28 @@ def equation_one(params, target_params, trajectory, courses, streams, num_player
       scale = 1.0 if k == 0 else 1.0 / K
       if k > 0:
         halved = 0.5 * latent + 0.5 * jax.lax.stop_gradient(latent)
-        latent, logits = call(params, halved, actions[:, k - 1], method="step")
-        total += CONFIG.reward_cost * scale * cross_entropy(reward[:, k - 1], logits)
+        if num_codes:
+          after = call(params, halved, actions[:, k - 1], method="decide")
+          at = np.minimum(time + k - 1, LENGTH - 1)
+          pair = (observation[at, stream], observation[at + 1, stream])
+          share = call(params, *pair, method="encode")
+          has_code = arrived[:, k - 1, None]
+          code = has_code * jnp.eye(num_codes)[jnp.argmax(share, axis=-1)]
+          total += config.value_cost * scale * cross_entropy(value[:, k - 1], after.value_logits)
+          total += config.chance_cost * scale * cross_entropy(code, after.chance_logits)
+          distance = has_code * weights * (code - share) ** 2
+          total += config.commitment_cost * scale * jnp.sum(distance) / (LENGTH * BATCH)
+          code += has_code * (share - jax.lax.stop_gradient(share))
+          code += (1 - has_code) * np.eye(num_codes)[(time + k) % num_codes]
+          latent, logits = call(params, after.latent, code, method="happen")
+        else:
+          latent, logits = call(params, halved, actions[:, k - 1], method="step")
+        total += config.reward_cost * scale * cross_entropy(reward[:, k - 1], logits)
       own, logits = call(params, latent, method="predict")
-      total += CONFIG.value_cost * scale * cross_entropy(value[:, k], logits)
+      total += config.value_cost * scale * cross_entropy(value[:, k], logits)
       total += scale * cross_entropy(policy[:, k], own)
       acting = jnp.where(acts[:, k], jax.nn.softmax(own), 0.0)
-      total -= CONFIG.entropy_cost * scale * cross_entropy(acting, own)
+      total -= config.entropy_cost * scale * cross_entropy(acting, own)
     return total
 
   return loss
@@ -416,8 +463,9 @@ def noisy(params, seed):
   return jax.tree.unflatten(structure, [rng.normal(size=x.shape).astype(x.dtype) for x in leaves])
 
 
+@pytest.mark.parametrize("config", [CONFIG, CHANCE_CONFIG], ids=["sure", "chance"])
 @pytest.mark.parametrize(("num_players", "has_weights"), [(1, False), (2, True)])
-def test_the_loss_is_equation_one(num_players, has_weights):
+def test_the_loss_is_equation_one(num_players, has_weights, config):
   rng = np.random.default_rng(num_players)
   courses = rng.choice(all_courses(LENGTH), BATCH, replace=False)
   assert all(any(end in course[1:-1] for course in courses) for end in "EC")
@@ -433,18 +481,21 @@ def test_the_loss_is_equation_one(num_players, has_weights):
     initial_state=(),
     importance_weights=rng.uniform(0, 2, BATCH).astype(np.float32) if has_weights else None,
   )
-  agent = muzero.make_agent(CONFIG, SPEC._replace(num_players=num_players))
+  agent = muzero.make_agent(config, SPEC._replace(num_players=num_players))
   shapes = jax.eval_shape(agent.init, jax.random.key(0))
   params, target_params = noisy(shapes, 1), noisy(shapes, 2)
   loss_of = lambda p: agent.loss(p, target_params, jax.random.key(0), trajectory)  # noqa: E731
   (found, _), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
-  written_out = equation_one(params, target_params, trajectory, courses, streams, num_players)
+  written_out = equation_one(
+    config, params, target_params, trajectory, courses, streams, num_players
+  )
   expected, expected_gradient = jax.jit(jax.value_and_grad(written_out))(params)
   np.testing.assert_allclose(found, expected, rtol=1e-4)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), gradient, expected_gradient
   )
   # A wrong scale of the gradient would show, in the representation and in the dynamics.
-  for name in ("representation_net", "dynamics_net"):
+  parts = ("representation_net", "dynamics_net")
+  for name in (*parts, "afterstate_net", "encoder_net") if config.num_chance_codes else parts:
     leaves = jax.tree.leaves(gradient["model"]["params"][name])
     assert np.mean([np.mean(np.abs(leaf)) for leaf in leaves]) > 1e-2

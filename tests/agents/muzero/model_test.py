@@ -28,14 +28,15 @@ def config_of(latent="auto", **others):
   return muzero.ModelConfig(latent=latent, **options)
 
 
-def make(spec, config):
+def make(spec, config, num_codes=0):
   """Returns the model and random parameters, quicker drawn than by compiling `init`."""
 
   def draw(shape):
     scale = 1 / np.sqrt(np.prod(shape.shape[:-1]) or 1) if shape.ndim > 1 else 0.1
     return (scale * rng.normal(size=shape.shape)).astype(np.float32)
 
-  model, rng = model_lib.Model(NETWORK, config, spec), np.random.default_rng(0)
+  model = model_lib.Model(NETWORK, config, spec, num_codes)
+  rng = np.random.default_rng(0)
   arguments = (types.zeros_like_spec(spec.observation, (1,)), jnp.zeros((1,), jnp.int32))
   shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments)
   return model, jax.tree.map(draw, shapes)
@@ -177,6 +178,44 @@ def test_the_three_functions(name):
   for x, y in zip((steps, reward_logits, policy_logits, value_logits), others, strict=True):
     np.testing.assert_allclose(x[:, 0], y[:, 0], atol=1e-5)
     assert not np.allclose(x[:, 1], y[:, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_what_chance_does(name):
+  """An action leads to an afterstate, and a code from there to a latent state and a reward."""
+  spec, latent_kind, shape = LATENTS[name]
+  num_codes = 4
+  model, params = make(spec, config_of(latent_kind), num_codes)
+  before, after = (random_observation(spec, seed) for seed in (0, 1))
+  action = jnp.arange(BATCH)
+
+  @jax.jit
+  def call(before, after):
+    latent = model.apply(params, before, method="represent")
+    afterstate = model.apply(params, latent, action, method="decide")
+    shares = model.apply(params, before, after, method="encode")
+    happened = [
+      model.apply(params, afterstate.latent, jnp.full(BATCH, code), method="happen")
+      for code in range(num_codes)
+    ]
+    again = model.apply(
+      params, afterstate.latent, jax.nn.one_hot(jnp.ones(BATCH, int), num_codes), method="happen"
+    )
+    return afterstate, shares, happened, again
+
+  afterstate, shares, happened, again = call(before, after)
+  assert afterstate.latent.shape == (BATCH, *shape)
+  assert afterstate.chance_logits.shape == shares.shape == (BATCH, num_codes)
+  assert afterstate.value_logits.shape == happened[0].reward_logits.shape == (BATCH, 7)
+  np.testing.assert_allclose(np.sum(shares, axis=-1), 1.0, atol=1e-5)
+  # A code may come as a number or as one-hot.
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), happened[1], again)
+  for one, other in ((0, 1), (1, 2), (2, 3)):
+    assert not np.allclose(happened[one].latent, happened[other].latent, atol=1e-4)
+    assert not np.allclose(happened[one].reward_logits, happened[other].reward_logits, atol=1e-4)
+  # The encoder sees both observations.
+  assert not np.allclose(shares, call(before, before)[1], atol=1e-4)
+  assert not np.allclose(shares, call(after, after)[1], atol=1e-4)
 
 
 @pytest.mark.parametrize(

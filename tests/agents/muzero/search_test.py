@@ -224,6 +224,99 @@ def test_small_differences_of_value_are_no_differences(policy):
     assert np.all(share <= most) and np.mean(share) > most - 0.3, share
 
 
+class ChanceGame(NamedTuple):
+  """Two moves, after each of which chance decides by `[B, S, A, C]` probabilities; the last pays."""
+
+  probability: np.ndarray
+  reward: np.ndarray
+
+
+def chance_decides(game, key, action, state):
+  del key
+  batch, place = state
+  output = mctx.DecisionRecurrentFnOutput(
+    chance_logits=jnp.log(game.probability[batch, place, action]),
+    afterstate_value=jnp.zeros(batch.shape),
+  )
+  return output, (batch, place, action)
+
+
+def chance_happens(game, key, code, afterstate):
+  del key
+  batch, place, action = afterstate
+  _, num_places, num_actions, num_codes = game.reward.shape
+  after = jnp.where(place == 0, 1 + action * num_codes + code, num_places - 1)
+  output = mctx.ChanceRecurrentFnOutput(
+    reward=game.reward[batch, place, action, code],
+    discount=jnp.where(place == num_places - 1, 0.0, 1.0),
+    action_logits=jnp.zeros((*batch.shape, num_actions)),
+    value=jnp.zeros(batch.shape),
+  )
+  return output, (batch, after)
+
+
+def expectimax(game):
+  """Returns the values `[B, A]` of the first moves."""
+  num_actions, num_codes = game.reward.shape[2:]
+  later = np.max(np.sum(game.probability * game.reward, axis=-1), axis=-1)  # [B, S]
+  later = later[:, 1 : 1 + num_actions * num_codes].reshape(BATCH, num_actions, num_codes)
+  return np.sum(game.probability[:, 0] * later, axis=-1)
+
+
+def chance_games(num_actions=3, num_codes=2):
+  """Returns games in which one first move is better than the others by 0.2 and more."""
+  rng = np.random.default_rng(0)
+  num_places = 2 + num_actions * num_codes  # The root, after a move, and when it is over.
+  size = (100 * BATCH, num_places, num_actions, num_codes)
+  probability = rng.dirichlet(0.5 * np.ones(num_codes), size=size[:3])
+  reward = rng.uniform(-1, 1, size=size)
+  reward[:, 0] = reward[:, -1] = 0.0
+  found = []
+  for start in range(0, len(reward), BATCH):
+    part = slice(start, start + BATCH)
+    values = np.sort(expectimax(ChanceGame(probability[part], reward[part])))
+    found += list(start + np.flatnonzero(values[:, -1] - values[:, -2] > 0.2))
+  chosen = found[:BATCH]
+  return ChanceGame(np.float32(probability[chosen]), np.float32(reward[chosen]))
+
+
+def find_by_chance(game, mask=None, explore=False):
+  config = muzero.SearchConfig(policy="stochastic", num_simulations=600, max_depth=2)
+  model = search.ChanceModel(chance_decides, chance_happens)
+  root = mctx.RootFnOutput(
+    prior_logits=jnp.zeros((BATCH, 3)),
+    value=jnp.zeros(BATCH),
+    embedding=(jnp.arange(BATCH), jnp.zeros(BATCH, jnp.int32)),
+  )
+  run = jax.jit(search.make_search(config, model, explore))
+  found = run(jax.tree.map(jnp.asarray, game), jax.random.key(0), root, mask, 1.0)
+  return jax.tree.map(np.asarray, found)
+
+
+def test_the_best_action_under_chance_is_found():
+  """As by expectimax; who takes the best of what may happen, or its mean before choosing, plays worse."""
+  game = chance_games()
+  best = np.argmax(expectimax(game), axis=1)
+  found = find_by_chance(game)
+  np.testing.assert_array_equal(found.action, best)
+  assert found.visits.shape == (BATCH, 3) and np.all(found.depth == 2)
+  np.testing.assert_allclose(np.sum(found.visits, axis=1), 1.0, atol=1e-5)
+  even = game._replace(probability=np.full_like(game.probability, 0.5))
+  assert np.mean(find_by_chance(even).action == best) < 0.9
+  hopeful = game._replace(reward=np.repeat(np.max(game.reward, -1, keepdims=True), 2, axis=-1))
+  assert np.mean(find_by_chance(hopeful).action == best) < 0.9
+
+
+@pytest.mark.parametrize("explore", [False, True])
+def test_no_illegal_action_is_played_under_chance(explore):
+  game = chance_games()
+  best = np.argmax(expectimax(game), axis=1)
+  mask = np.arange(3) != best[:, None]
+  found = find_by_chance(game, mask, explore)
+  assert np.all(mask[np.arange(BATCH), found.action])
+  assert not np.any(found.visits[~mask])
+
+
 CORRIDOR = Game(
   next_state=np.arange(1, 33)[:, None] % 32,
   reward=np.zeros((32, 1), np.float32),
