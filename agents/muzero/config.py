@@ -179,6 +179,11 @@ class MuZeroConfig(config.ReplayLearnerConfig):
         f"search.policy={self.search.policy} takes longer a search than gumbel, and needs more simulations "
         "to learn"
       )
+    if self.search.policy == "stochastic":
+      lines.append(
+        "search.policy=stochastic: codes of chance may all become one, and then it plans as if there were none; "
+        "watch loss/num_chance_codes_used"
+      )
     if self.search.num_simulations > _MANY_SIMULATIONS:
       lines.append(
         f"search.num_simulations={self.search.num_simulations}: the time of a search grows faster than "
