@@ -191,19 +191,23 @@ def _make_parts(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec)
 
 
 def _make_search(config: muzero_config.MuZeroConfig, parts: _Parts, explore: bool) -> search.Search:
-  def recurrent_fn(
+  def arrive(
+    params: types.Params, transition: model_lib.Transition
+  ) -> tuple[dict[str, Array], Array]:
+    """Returns what mctx asks of a state that is arrived at, by name, and its policy's logits."""
+    prediction = parts.predict(params, transition.latent)
+    value = parts.value_of(prediction.value_logits)
+    reward = parts.reward.apply_inv(jax.nn.softmax(transition.reward_logits))
+    discount = jnp.full_like(value, parts.discount)
+    return {"reward": reward, "discount": discount, "value": value}, prediction.policy_logits
+
+  def step(
     params: types.Params, key: types.Key, action: Array, latent: Array
   ) -> tuple[mctx.RecurrentFnOutput, Array]:
     del key
-    latent, reward_logits = parts.step(params, latent, action)
-    prediction = parts.predict(params, latent)
-    output = mctx.RecurrentFnOutput(
-      reward=parts.reward.apply_inv(jax.nn.softmax(reward_logits)),
-      discount=jnp.full(action.shape, parts.discount),
-      prior_logits=prediction.policy_logits,
-      value=parts.value_of(prediction.value_logits),
-    )
-    return output, latent
+    transition = parts.step(params, latent, action)
+    arrival, logits = arrive(params, transition)
+    return mctx.RecurrentFnOutput(prior_logits=logits, **arrival), transition.latent
 
   def decide(
     params: types.Params, key: types.Key, action: Array, latent: Array
@@ -220,17 +224,11 @@ def _make_search(config: muzero_config.MuZeroConfig, parts: _Parts, explore: boo
     params: types.Params, key: types.Key, code: Array, afterstate: Array
   ) -> tuple[mctx.ChanceRecurrentFnOutput, Array]:
     del key
-    latent, reward_logits = parts.happen(params, afterstate, code)
-    prediction = parts.predict(params, latent)
-    output = mctx.ChanceRecurrentFnOutput(
-      reward=parts.reward.apply_inv(jax.nn.softmax(reward_logits)),
-      discount=jnp.full(code.shape, parts.discount),
-      action_logits=prediction.policy_logits,
-      value=parts.value_of(prediction.value_logits),
-    )
-    return output, latent
+    transition = parts.happen(params, afterstate, code)
+    arrival, logits = arrive(params, transition)
+    return mctx.ChanceRecurrentFnOutput(action_logits=logits, **arrival), transition.latent
 
-  model = search.ChanceModel(decide, happen) if config.num_chance_codes else recurrent_fn
+  model = search.ChanceModel(decide, happen) if config.num_chance_codes else step
   return search.make_search(config.search, model, explore)
 
 
