@@ -90,7 +90,9 @@ def test_environment_has_the_types_of_its_spec(name):
 @pytest.mark.parametrize("name", CHECKED)
 def test_environment_conforms(name, quick_compilation):
   made, num_steps = _make_short(name)
-  num_ends = testing.check_environment(made, num_steps=num_steps)
+  # A contact makes 1e-4 of the last bits in one step (walker2d): programs differ in those.
+  tolerance = 1e-3 if name.startswith("brax:") else 1e-4
+  num_ends = testing.check_environment(made, num_steps=num_steps, tolerance=tolerance)
   assert num_ends > 0
 
 
