@@ -262,18 +262,20 @@ def _loss(
   observation = _merged(jax.tree.map(lambda x: x[:-1], timesteps.observation))
   root = parts.represent(params, observation)
 
-  codes = probabilities = None
+  codes = None
   if config.num_chance_codes:
-    codes, probabilities = _unrolled_codes(parts, params, timesteps.observation, targets)
+    arrived = _merged(jax.tree.map(lambda x: x[1:], timesteps.observation))
+    probabilities = parts.encode(params, observation, arrived)
+    codes = _unrolled_codes(probabilities, targets.arrival_mask, length)
 
-  def unroll(latent: Array, inputs: tuple[Array, Any]) -> tuple[Array, Any]:
+  def unroll(latent: Array, inputs: tuple[Array, _Codes | None]) -> tuple[Array, Any]:
     action, code = inputs
     latent, afterstate = optax.scale_gradient(latent, 0.5), None
     if code is None:
       latent, reward_logits = parts.step(params, latent, action)
     else:
       afterstate = parts.decide(params, latent, action)
-      latent, reward_logits = parts.happen(params, afterstate.latent, code)
+      latent, reward_logits = parts.happen(params, afterstate.latent, code.one_hot)
     return latent, (parts.predict(params, latent), reward_logits, afterstate)
 
   _, (later, reward_logits, afterstates) = jax.lax.scan(unroll, root, (targets.actions.T, codes))
@@ -304,10 +306,8 @@ def _loss(
     + config.reward_cost * jnp.sum(reward) / num_steps
   )
   metrics, priorities = _diagnostics(parts, first, returns, targets, trajectory)
-  if codes is not None and probabilities is not None:
-    chance, found = _chance_losses(
-      config, parts, codes, probabilities, afterstates, targets, by_step
-    )
+  if codes is not None:
+    chance, found = _chance_losses(config, parts, codes, afterstates, targets, by_step)
     total += chance
     metrics |= found
   for name, steps in (("value", value), ("policy", policy)):
@@ -322,11 +322,40 @@ def _loss(
   return total, agent_lib.LossInfo(metrics=metrics, priorities=priorities)
 
 
+class _Codes(NamedTuple):
+  """What chance did in each unroll step, `[K, T*B, C]`.
+
+  Attributes:
+    one_hot: the code, with the gradient of its probabilities.
+    probabilities: of the encoder.
+  """
+
+  one_hot: Array
+  probabilities: Array
+
+
+def _unrolled_codes(probabilities: Array, arrival_mask: Array, length: int) -> _Codes:
+  """Gathers the codes of each unroll step.
+
+  Args:
+    probabilities: `[T*B, C]` of the encoder, of every time step.
+    arrival_mask: `[T*B, K]`, see `losses.UnrollTargets`.
+    length: T.
+  """
+  mask = arrival_mask.reshape(length, -1, arrival_mask.shape[-1])
+
+  def unrolled(codes: Array) -> Array:
+    codes = codes.reshape(length, -1, codes.shape[-1])
+    gathered = jax.vmap(losses.unroll_codes, in_axes=1, out_axes=1)(codes, mask)
+    return jnp.moveaxis(_merged(gathered), 1, 0)
+
+  return _Codes(unrolled(losses.straight_through(probabilities)), unrolled(probabilities))
+
+
 def _chance_losses(
   config: muzero_config.MuZeroConfig,
   parts: _Parts,
-  codes: Array,
-  probabilities: Array,
+  codes: _Codes,
   afterstates: model_lib.Afterstate,
   targets: losses.UnrollTargets,
   by_step: Callable[..., Array],
@@ -336,20 +365,19 @@ def _chance_losses(
   Args:
     config: of the agent.
     parts: of the agent.
-    codes: `[K, T*B, C]`, see `_unrolled_codes`.
-    probabilities: of them.
+    codes: of each unroll step.
     afterstates: `[K, T*B, ...]`.
     targets: of `T*B` roots.
     by_step: loss of each element `[K, T*B]` and mask `[T*B, K]` -> mean by unroll step `[K]`.
   """
-  code, mask = jax.lax.stop_gradient(codes), targets.arrival_mask
+  code, mask = jax.lax.stop_gradient(codes.one_hot), targets.arrival_mask
   value_target = jnp.moveaxis(parts.value.apply(targets.value[:, :-1]), 1, 0)
   parts_of_loss = {
     "afterstate_value": by_step(
       losses.cross_entropy(afterstates.value_logits, value_target), targets.value_mask[:, :-1]
     ),
     "chance": by_step(losses.cross_entropy(afterstates.chance_logits, code), mask),
-    "commitment": by_step(jnp.sum(jnp.square(code - probabilities), axis=-1), mask),
+    "commitment": by_step(jnp.sum(jnp.square(code - codes.probabilities), axis=-1), mask),
   }
   mean = {name: jnp.mean(loss) for name, loss in parts_of_loss.items()}
   total = (
@@ -363,36 +391,6 @@ def _chance_losses(
   share = count / jnp.maximum(jnp.sum(mask), 1)
   metrics["loss/num_chance_codes_used"] = jnp.exp(losses.entropy(share))
   return total, metrics
-
-
-def _unrolled_codes(
-  parts: _Parts,
-  params: types.Params,
-  observation: types.Observation,
-  targets: losses.UnrollTargets,
-) -> tuple[Array, Array]:
-  """Returns `[K, T*B, C]` codes of what chance did in each unroll step, and their probabilities.
-
-  Args:
-    parts: of the agent.
-    params: of the agent.
-    observation: `[T+1, B, ...]`.
-    targets: of `T*B` roots.
-  """
-  length, batch_size = jax.tree.leaves(observation)[0].shape[:2]
-  length -= 1
-  before, after = (
-    _merged(jax.tree.map(lambda x, cut=cut: x[cut], observation))
-    for cut in (slice(None, -1), slice(1, None))
-  )
-  probabilities = parts.encode(params, before, after).reshape(length, batch_size, -1)
-  arrival_mask = targets.arrival_mask.reshape(length, batch_size, -1)
-
-  def unrolled(codes: Array) -> Array:
-    gathered = jax.vmap(losses.unroll_codes, in_axes=1, out_axes=1)(codes, arrival_mask)
-    return jnp.moveaxis(_merged(gathered), 1, 0)
-
-  return unrolled(losses.straight_through(probabilities)), unrolled(probabilities)
 
 
 def _returns(

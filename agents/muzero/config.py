@@ -54,7 +54,7 @@ class SearchConfig:
   policy: Literal["gumbel", "muzero", "stochastic"] = "gumbel"
   """`gumbel` (Danihelka et al. 2022) learns with few simulations; `muzero` is the search of the paper,
   several times slower; `stochastic` also plans over what chance may make of an action, with a model that
-  learns it (Antonoglou et al. 2022), as in 2048."""
+  learns it (Antonoglou et al. 2022), but does not learn it in every environment: not yet in 2048."""
   num_simulations: int = 16
   """Simulations of each search."""
   evaluation_simulations: int = 0
@@ -172,7 +172,7 @@ class MuZeroConfig(config.ReplayLearnerConfig):
     return ("search_visits", "search_value")
 
   def warnings(self) -> tuple[str, ...]:
-    """Returns a line for each setting that is known to be slow."""
+    """Returns a line for each setting that is known to be slow, or not to learn everywhere."""
     lines = []
     if self.search.policy != "gumbel":
       lines.append(

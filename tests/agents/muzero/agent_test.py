@@ -379,6 +379,8 @@ def test_slow_settings_are_warned_of():
     "search.policy=muzero",
     "search.num_simulations=1000:",
   ]
+  chance = config_of({"policy": "stochastic"}).warnings()
+  assert len(chance) == 2 and "loss/num_chance_codes_used" in chance[1]
 
 
 def chance_batch(rng, length, batch_size):

@@ -182,7 +182,7 @@ def test_what_fails_midway_leaves_nothing(name, collection, tmp_path):
 
 
 FULL_DISK = """
-import resource, sys
+import errno, resource, sys
 from podracer.data import dataset, export
 
 collection = dataset.open(sys.argv[1])
@@ -190,7 +190,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 try:
   export.export(sys.argv[2], collection, sys.argv[3])
 except OSError as error:
-  print(type(error).__name__, error.errno == 27)
+  print(type(error).__name__, error.errno == errno.EFBIG)
 """
 
 
