@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import time
+from unittest import mock
 
 import fused_loop
 import jax
@@ -17,6 +18,7 @@ from podracer import anakin, environments
 from podracer import config as config_lib
 from podracer.agents import impala
 from podracer.anakin import config as anakin_config
+from podracer.networks import convolution
 
 
 def parse() -> argparse.Namespace:
@@ -27,6 +29,11 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--unroll_length", type=int, default=20)
   parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64])
   parser.add_argument("--channels", type=int, default=0, help="of a 3x3 convolution; 0 has none")
+  parser.add_argument(
+    "--xla_convolution",
+    action="store_true",
+    help="also with XLA's own convolution, on every platform",
+  )
   parser.add_argument("--updates", type=int, default=25, help="a call")
   parser.add_argument("--repetitions", type=int, default=9)
   parser.add_argument("--json", help="append the result to this file")
@@ -76,6 +83,17 @@ def make_anakin(flags: argparse.Namespace):
   return call
 
 
+def make_xla_convolution(flags: argparse.Namespace):
+  def convolve(x, kernel, strides, pads):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
+
+  with mock.patch.object(convolution, "_convolve", convolve):
+    call = make_anakin(flags)
+    call()  # It is traced here.
+  return call
+
+
 def speed(call) -> float:
   begin = time.perf_counter()
   steps = call()
@@ -87,6 +105,8 @@ def main() -> None:
   if jax.default_backend() == "cpu" and len(jax.devices()) < flags.devices:
     raise SystemExit("set JAX_NUM_CPU_DEVICES to the number of --devices")
   calls = {"hand-written": make_hand(flags), "anakin": make_anakin(flags)}
+  if flags.xla_convolution:
+    calls["XLA's conv"] = make_xla_convolution(flags)
   seconds = {}
   for name, call in calls.items():
     begin = time.perf_counter()
@@ -97,7 +117,11 @@ def main() -> None:
   for _ in range(flags.repetitions):
     for name, call in calls.items():
       speeds[name].append(speed(call))
-  ratios = np.asarray(speeds["anakin"]) / np.asarray(speeds["hand-written"])
+  ratios = {
+    name: np.asarray(speeds["anakin"]) / np.asarray(values)
+    for name, values in speeds.items()
+    if name != "anakin"
+  }
   device = jax.devices()[0]
   print(f"{flags.env}, {flags.devices} x {device.device_kind}, jax {jax.__version__}")
   for name, values in speeds.items():
@@ -105,15 +129,18 @@ def main() -> None:
       f"  {name:13} {statistics.median(values):12,.0f} steps/s "
       f"({min(values):,.0f} .. {max(values):,.0f}), first call {seconds[name]:.1f} s"
     )
-  print(f"  ratio         {np.median(ratios):12.3f} ({ratios.min():.3f} .. {ratios.max():.3f})")
+  for name, ratio in ratios.items():
+    print(f"  anakin over {name}: {np.median(ratio):.3f} ({ratio.min():.3f} .. {ratio.max():.3f})")
   if flags.json:
     result = {
       **{k: v for k, v in vars(flags).items() if k != "json"},
       "device": device.device_kind,
       "jax": jax.__version__,
       "steps_per_second": {name: statistics.median(values) for name, values in speeds.items()},
-      "ratio_median": float(np.median(ratios)),
-      "ratio_range": [float(ratios.min()), float(ratios.max())],
+      "ratio_over": {
+        name: [float(np.median(ratio)), float(ratio.min()), float(ratio.max())]
+        for name, ratio in ratios.items()
+      },
     }
     with open(flags.json, "a", encoding="utf-8") as file:
       file.write(json.dumps(result) + "\n")

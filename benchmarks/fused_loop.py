@@ -65,8 +65,11 @@ def make(
     for i in range(len(hidden)):
       kernel, bias = params[f"dense{i}"]
       x = jax.nn.relu(x @ kernel + bias)
-    logits = x @ params["policy"][0] + params["policy"][1]
-    return logits, (x @ params["value"][0] + params["value"][1])[:, 0]
+    # Column by column: XLA's CPU backend is slow at the gradient of a narrow matrix.
+    kernel, bias = params["policy"]
+    logits = jnp.stack([x @ kernel[:, i] for i in range(num_actions)], axis=-1) + bias
+    kernel, bias = params["value"]
+    return logits, x @ kernel[:, 0] + bias
 
   def env_step(key, state, done, action):
     next_key, reset_key = jax.random.split(key)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from podracer import distributions, types
 
-from . import initializers
+from . import dense
 
 
 class CategoricalHead(nn.Module):
@@ -16,7 +16,7 @@ class CategoricalHead(nn.Module):
   @nn.compact
   def __call__(self, features: types.Array) -> types.Array:
     """Maps `[..., F]` to `[..., num_actions]`."""
-    return nn.Dense(self.num_actions, kernel_init=initializers.scaled(0.01))(features)
+    return dense.dense(self.num_actions, gain=0.01)(features)
 
 
 class GaussianHead(nn.Module):
@@ -36,7 +36,7 @@ class GaussianHead(nn.Module):
     """Maps `[..., F]` to `[..., 2k]`: k means, then k logarithms of scales."""
     size = self.spec.size
     middle, half_range = distributions.middle_and_half_range(self.spec)
-    outputs = nn.Dense(size, kernel_init=initializers.scaled(0.01))(features)
+    outputs = dense.dense(size, gain=0.01)(features)
     log_scale = self.param("log_scale", nn.initializers.zeros_init(), (size,))
     mean = middle + half_range * outputs
     log_scale = jnp.broadcast_to(jnp.log(half_range) + log_scale, mean.shape)
@@ -51,7 +51,7 @@ class ValueHead(nn.Module):
   @nn.compact
   def __call__(self, features: types.Array) -> types.Array:
     """Maps `[..., F]` to `[..., num_values]`."""
-    return nn.Dense(self.num_values, kernel_init=initializers.scaled(1.0))(features)
+    return dense.dense(self.num_values, gain=1.0)(features)
 
 
 def make_policy_head(spec: types.ActionSpec) -> nn.Module:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from podracer import config as config_lib
 from podracer import types
 
-from . import convolution, initializers
+from . import convolution, dense, initializers
 
 _SMALL_IMAGE = 36
 """Sides from which `auto` takes `impala_resnet`; also the least that `nature_cnn` can read."""
@@ -47,13 +47,14 @@ class MLP(nn.Module):
   def __call__(self, inputs: types.Array) -> types.Array:
     """Maps `[B, F]` floats or bytes to `[B, sizes[-1]]`."""
     chex.assert_rank(inputs, 2)
-    kernel_init = initializers.scaled(math.sqrt(2.0))
+    gain = math.sqrt(2.0)
     for i, size in enumerate(self.sizes):
       if inputs.dtype == jnp.uint8:
-        dense: nn.Module = _ByteDense(size, self.input_scale, kernel_init, name=f"Dense_{i}")
+        kernel_init = initializers.scaled(gain)
+        layer: nn.Module = _ByteDense(size, self.input_scale, kernel_init, name=f"Dense_{i}")
       else:
-        dense = nn.Dense(size, kernel_init=kernel_init, name=f"Dense_{i}")
-      inputs = _ACTIVATIONS[self.activation](dense(inputs))
+        layer = dense.dense(size, gain, name=f"Dense_{i}")
+      inputs = _ACTIVATIONS[self.activation](layer(inputs))
     return inputs
 
 
