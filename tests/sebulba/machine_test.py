@@ -170,8 +170,8 @@ def test_latest_learns_from_everything_and_states_its_lag(refresh):
   for news in found:
     metrics = news.metrics
     assert 0 <= metrics["lag/min"] <= metrics["lag/mean"] <= metrics["lag/max"]
-    # One unroll being made, one in the channel and one being learnt from, of 2 threads.
-    assert metrics["lag/max"] <= 4
+    # No less can be said: a thread that the system does not run falls behind as far as the other gets.
+    assert metrics["lag/max"] <= news.updates
     assert metrics["queue/depth"] <= 2
     assert metrics["frames"] == metrics["env_steps"] == news.env_steps
 
