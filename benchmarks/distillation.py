@@ -49,7 +49,7 @@ TASKS = {
       _sizes(12, channels=6),
       _sizes(8, channels=5),
     ),
-    6_000_000,
+    3_000_000,
   ),
 }
 

@@ -23,7 +23,7 @@ OPTIONS = "group_size:1,zstd:1"
 _BUFFER_BYTES = 16 << 20
 _STAT_BYTES = 1 << 20
 # Their metadata waits in memory for the manifest: some 2 kB each.
-MAX_EPISODES = 10_000
+MAX_EPISODES = 4_000
 
 
 def array_record() -> Any:
@@ -120,8 +120,7 @@ class Shard:
 def _return_memory() -> None:
   """Gives freed memory back to the system.
 
-  The metadata that waited lay between the arrays of short episodes; glibc keeps what is freed around it,
-  2 kB for each episode ever written.
+  The metadata that waited lay between the arrays of short episodes, and glibc keeps what is freed around it.
   """
   with contextlib.suppress(AttributeError, OSError):  # Others than glibc.
     ctypes.CDLL(None).malloc_trim(0)

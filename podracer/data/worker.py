@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from . import episode as episode_lib
 
-QUEUE_BYTES = 256 << 20
+QUEUE_BYTES = 32 << 20
 """Episodes that wait, at most; one that is larger waits alone."""
+_EPISODE_BYTES = 3_000
+"""Of an episode besides its data: the objects of some ten arrays and its metadata."""
 
 
 class Worker:
@@ -60,4 +62,4 @@ class Worker:
 
 
 def _size(episode: episode_lib.Episode) -> int:
-  return 1 + sum(value.nbytes for value in episode.steps.values())
+  return _EPISODE_BYTES + sum(value.nbytes for value in episode.steps.values())
