@@ -16,7 +16,7 @@ import rlax
 
 from podracer import config as config_lib
 from podracer import types
-from podracer.networks import convolution, dense, torsos
+from podracer.networks import convolution, dense, initializers, torsos
 
 from . import config as muzero_config
 
@@ -318,7 +318,7 @@ def _reward(config: muzero_config.ModelConfig, has_reward: bool, features: Array
 
 def _head(size: int) -> nn.Dense:
   """Returns logits that begin near uniform, so that values and rewards begin near 0."""
-  return dense.dense(size, gain=0.01)
+  return nn.Dense(size, kernel_init=initializers.scaled(0.01))
 
 
 def _residual(planes: Array, num_blocks: int) -> Array:
