@@ -84,11 +84,7 @@ def make_anakin(flags: argparse.Namespace):
 
 
 def make_xla_convolution(flags: argparse.Namespace):
-  def convolve(x, kernel, strides, pads):
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
-
-  with mock.patch.object(convolution, "_convolve", convolve):
+  with mock.patch.object(convolution, "_convolve", convolution._as_convolution):
     call = make_anakin(flags)
     call()  # It is traced here.
   return call

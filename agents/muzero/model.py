@@ -16,7 +16,7 @@ import rlax
 
 from podracer import config as config_lib
 from podracer import types
-from podracer.networks import convolution, dense, initializers, torsos
+from podracer.networks import convolution, initializers, torsos
 
 from . import config as muzero_config
 
@@ -188,7 +188,7 @@ class VectorRepresentation(nn.Module):
   def __call__(self, observation: types.Observation) -> Array:
     """Maps `[B, ...]` to `[B, H]`."""
     torso = torsos.make_torso(self.network, self.spec.observation, self.spec.num_tasks)
-    return standardise(dense.dense(self.config.latent_size, gain=1.0)(torso(observation)))
+    return standardise(_dense(self.config.latent_size)(torso(observation)))
 
 
 class VectorDynamics(nn.Module):
@@ -204,9 +204,7 @@ class VectorDynamics(nn.Module):
     inputs = jnp.concatenate([latent, _one_hot(action, self.num_actions)], axis=-1)
     hidden = torsos.MLP(self.config.hidden_sizes)(inputs)
     reward_logits = _reward(self.config, self.has_reward, hidden)
-    return Transition(
-      standardise(latent + dense.dense(self.config.latent_size, gain=1.0)(hidden)), reward_logits
-    )
+    return Transition(standardise(latent + _dense(self.config.latent_size)(hidden)), reward_logits)
 
 
 class VectorPrediction(nn.Module):
@@ -300,7 +298,7 @@ class ChanceEncoder(nn.Module):
     hidden = jnp.concatenate([torso(before), torso(after)], axis=-1)
     # Standardised, new observations begin with codes of their own: where all begin with one, they may stay so.
     hidden = standardise(torsos.MLP(self.config.hidden_sizes)(hidden))
-    return jax.nn.softmax(dense.dense(self.num_codes, gain=1.0)(hidden))
+    return jax.nn.softmax(_dense(self.num_codes)(hidden))
 
 
 def _one_hot(action: Array, num_actions: int) -> Array:
@@ -314,6 +312,10 @@ def _reward(config: muzero_config.ModelConfig, has_reward: bool, features: Array
   if has_reward:
     return _head(config.num_bins)(features)
   return jnp.zeros((features.shape[0], config.num_bins))
+
+
+def _dense(size: int) -> nn.Dense:
+  return nn.Dense(size, kernel_init=initializers.scaled(1.0))
 
 
 def _head(size: int) -> nn.Dense:

@@ -36,15 +36,6 @@ def build(case):
   return ours, flax_conv, {"params": {**params["params"], "bias": bias}}, x
 
 
-def value_and_gradients(module):
-  def loss(params, x):
-    outputs = module.apply(params, x)
-    weights = jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape)
-    return jnp.sum(jnp.sin(outputs) * weights), outputs
-
-  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-
-
 def assert_close(actual, expected):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), actual, expected
@@ -52,14 +43,14 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_outputs_and_gradients_equal_those_of_flax(case):
+def test_outputs_and_gradients_equal_those_of_flax(case, value_and_gradients):
   ours, flax_conv, params, x = build(case)
   actual = jax.jit(value_and_gradients(ours))(params, x)
   assert_close(actual, jax.jit(value_and_gradients(flax_conv))(params, x))
 
 
 @pytest.mark.parametrize("limit", [1, 500, 2000])
-def test_cutting_the_batch_changes_nothing(monkeypatch, limit):
+def test_cutting_the_batch_changes_nothing(monkeypatch, limit, value_and_gradients):
   monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
   monkeypatch.setattr(convolution, "_MIN_PATCHES_TO_MATRIX", 0)
   ours, flax_conv, params, x = build(((3, 3), (1, 1), "SAME", (3, 4), 3, 16))
@@ -68,7 +59,7 @@ def test_cutting_the_batch_changes_nothing(monkeypatch, limit):
   assert_close(actual, jax.jit(value_and_gradients(flax_conv))(params, x))
 
 
-def test_without_jit():
+def test_without_jit(value_and_gradients):
   ours, flax_conv, params, x = build(CASES[0])
   actual = value_and_gradients(ours)(params, x)
   assert_close(actual, value_and_gradients(flax_conv)(params, x))
@@ -82,7 +73,7 @@ def test_parameters_are_those_of_flax():
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[10]], ids=str)
-def test_vmap_over_parameters_and_images(case):
+def test_vmap_over_parameters_and_images(case, value_and_gradients):
   ours, flax_conv, params, x = build(case)
   params = jax.tree.map(lambda p: jnp.stack([p, 2.0 * p]), params)
   images = jnp.stack([x, -x])
@@ -91,7 +82,7 @@ def test_vmap_over_parameters_and_images(case):
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[10]], ids=str)
-def test_gradient_inside_and_through_a_scan(case):
+def test_gradient_inside_and_through_a_scan(case, value_and_gradients):
   ours, flax_conv, params, x = build(case)
 
   def descend(module):
@@ -115,7 +106,7 @@ def test_gradient_inside_and_through_a_scan(case):
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[9]], ids=str)
-def test_each_platform_compiles_its_own_branch_only(case):
+def test_each_platform_compiles_its_own_branch_only(case, value_and_gradients):
   ours, _, params, x = build(case)
   function = jax.jit(value_and_gradients(ours))
   on_cpu = jax.export.export(function, platforms=["cpu"])(params, x).mlir_module()

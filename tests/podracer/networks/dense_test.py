@@ -22,15 +22,6 @@ def build(size):
   )
 
 
-def value_and_gradients(module):
-  def loss(params, x):
-    outputs = module.apply(params, x)
-    weights = jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape)
-    return jnp.sum(jnp.sin(outputs) * weights), outputs
-
-  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-
-
 def assert_close(actual, expected):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
@@ -39,7 +30,7 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("inputs", [INPUTS, INPUTS[0], INPUTS[0, 0], INPUTS[:0]], ids=jnp.shape)
-def test_outputs_and_gradients_equal_those_of_flax(size, inputs):
+def test_outputs_and_gradients_equal_those_of_flax(size, inputs, value_and_gradients):
   ours, flax_dense, params = build(size)
   actual = jax.jit(value_and_gradients(ours))(params, inputs)
   assert_close(actual, jax.jit(value_and_gradients(flax_dense))(params, inputs))
@@ -53,7 +44,7 @@ def test_parameters_are_those_of_flax(size):
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_vmap_over_parameters_and_inputs():
+def test_vmap_over_parameters_and_inputs(value_and_gradients):
   ours, flax_dense, params = build(2)
   params = jax.tree.map(lambda p: jnp.stack([p, 2.0 * p]), params)
   inputs = jnp.stack([INPUTS, -INPUTS])
@@ -61,7 +52,7 @@ def test_vmap_over_parameters_and_inputs():
   assert_close(actual, jax.jit(jax.vmap(value_and_gradients(flax_dense)))(params, inputs))
 
 
-def test_each_platform_compiles_its_own_branch_only():
+def test_each_platform_compiles_its_own_branch_only(value_and_gradients):
   ours, _, params = build(3)
   function = jax.jit(value_and_gradients(ours))
   on_cpu, on_gpu = (
