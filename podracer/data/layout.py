@@ -96,6 +96,15 @@ def tasks(root: Path) -> list[str]:
   )
 
 
+def check_root(root: Path) -> None:
+  """Raises InputError unless a folder is the root of a collection, and names the root where it is known."""
+  path = pathlib.Path(root).resolve()
+  tasks_above = (above for above in (path.parent, path.parent.parent) if tasks(above))
+  hint = next((f"; it is a part of the collection {above}" for above in tasks_above), "")
+  is_root = any(path.glob(f"*/{VERSION}/{SHARDS}"))
+  config.check(is_root, f"{root} holds no recorded task{hint}")
+
+
 def link_name(task: str, index: int, num_shards: int) -> str:
   """Returns the name under which TFDS looks for a shard."""
   return f"{task}-train.array_record-{index:05d}-of-{num_shards:05d}"

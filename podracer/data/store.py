@@ -40,9 +40,10 @@ def finalise(root: layout.Path) -> None:
   Raises:
     InputError: a shard is missing or not as it was committed, or an episode is there twice.
   """
-  tasks = layout.tasks(root)
-  config.check(bool(tasks), f"{root} holds no recorded task")
-  tasks = [task for task in tasks if layout.manifest_paths(layout.task_dir(root, task))]
+  layout.check_root(root)
+  tasks = [
+    task for task in layout.tasks(root) if layout.manifest_paths(layout.task_dir(root, task))
+  ]
   config.check(bool(tasks), f"{root} holds no committed episode yet")
   described = {}
   for task in tasks:
@@ -121,8 +122,8 @@ def _check_ids(placed: Iterable[tuple[str, layout.Manifest]]) -> None:
 
 def verify(root: layout.Path) -> list[Problem]:
   """Returns what is wrong with a collection; reads every shard, and repairs nothing."""
+  layout.check_root(root)
   folders = sorted(pathlib.Path(root).glob(f"*/{layout.VERSION}"))
-  config.check(bool(folders), f"{root} holds no recorded task")
   return [problem for folder in folders for problem in _verify_task(folder, folder.parent.name)]
 
 
@@ -213,7 +214,7 @@ def merge(roots: Sequence[layout.Path], out: layout.Path) -> None:
     f"{target} is there already; a merged collection needs a new folder",
   )
   for source in sources:
-    config.check(bool(layout.tasks(source)), f"{source} holds no recorded task")
+    layout.check_root(source)
   target.parent.mkdir(parents=True, exist_ok=True)
   tmp = files.tmp_path(target)
   try:

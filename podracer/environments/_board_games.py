@@ -113,9 +113,7 @@ def _step_of(game: Any) -> Callable[[Any, types.Array], Any]:
 
 
 def _observe(state: Any) -> types.Observation:
-  # Most games observe bool planes, which networks read as numbers.
-  planes = state.observation.astype(jnp.float32)
-  return {"board": planes, types.ACTION_MASK: state.legal_action_mask}
+  return {"board": state.observation, types.ACTION_MASK: state.legal_action_mask}
 
 
 def _outcome(state: Any, reward: types.Array) -> environment.Outcome:

@@ -36,6 +36,8 @@ NAMES = (
 )
 _WRONG_BOUNDS = ("GaussianBandit-misc", "MemoryChain-bsuite", "MetaMaze-misc")
 """Tasks whose observations leave the bounds that gymnax states."""
+_BOOL = "-MinAtar"
+"""Tasks of these names observe planes of 0 and 1: as bool, like MinAtar's own, a quarter of the memory."""
 
 
 def make(name: str, **options: Any) -> Any:
@@ -98,16 +100,19 @@ def from_gymnax(made: Any, params: Any) -> Any:
   action_space = made.action_space(params)
   is_discrete = isinstance(action_space, spaces.Discrete)
 
+  def as_observed(observation: types.Observation) -> types.Observation:
+    return observation.astype(bool) if made.name.endswith(_BOOL) else observation
+
   def reset(key: types.Key) -> tuple[Any, types.Observation]:
     observation, state = made.reset_env(key, params)
-    return state, observation
+    return state, as_observed(observation)
 
   def step(key: types.Key, state: Any, action: types.Array) -> tuple[Any, environment.Outcome]:
     if not is_discrete:
       action = action.reshape(action_space.shape)
     observation, state, reward, terminated, _ = made.step_env(key, state, action, params)
     return state, environment.Outcome(
-      observation=observation,
+      observation=as_observed(observation),
       reward=reward,
       terminated=terminated,
       truncated=made.is_truncated(state, params),

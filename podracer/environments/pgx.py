@@ -127,7 +127,6 @@ def _make_board_game(name: str, options: dict[str, Any]) -> Any:
 
 def _make_one_player(name: str, options: dict[str, Any]) -> Any:
   import jax
-  import jax.numpy as jnp
   import numpy as np
   import pgx
 
@@ -142,11 +141,9 @@ def _make_one_player(name: str, options: dict[str, Any]) -> Any:
   has_mask = name == "2048"
 
   def observe(state: Any) -> types.Observation:
-    # pgx observes bool planes, which networks read as numbers.
-    planes = state.observation.astype(jnp.float32)
     if not has_mask:
-      return planes
-    return {"board": planes, types.ACTION_MASK: state.legal_action_mask}
+      return state.observation
+    return {"board": state.observation, types.ACTION_MASK: state.legal_action_mask}
 
   def reset(key: types.Key) -> tuple[Any, types.Observation]:
     state = made.init(key)

@@ -55,7 +55,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: types.Array) -> types.Array:
-    """Maps `[B, H, W, C]` floats or bytes to `[B, H', W', features]`."""
+    """Maps `[B, H, W, C]` floats, bytes or bools to `[B, H', W', features]`."""
     chex.assert_rank(inputs, 4)
     shape = (*self.kernel_size, inputs.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape)
@@ -75,8 +75,8 @@ def convolve(
   """Convolves images with a kernel, lowered by platform. Reverse mode only: it has no jvp.
 
   Args:
-    inputs: `[B, H, W, C]` floats, or integers, which get no gradient. Bytes are copied as bytes, and become
-      floats a cacheful at a time.
+    inputs: `[B, H, W, C]` floats, or bools or integers, which get no gradient. Bytes are copied as bytes,
+      and become floats a cacheful at a time.
     kernel: `[h, w, C, O]` floats.
     strides: vertical and horizontal.
     padding: `SAME` or `VALID`.
@@ -86,6 +86,9 @@ def convolve(
   """
   chex.assert_rank([inputs, kernel], 4)
   chex.assert_equal(inputs.shape[3], kernel.shape[2])
+  if inputs.dtype == bool:
+    # Its planes are small, and copied faster as floats.
+    inputs = inputs.astype(kernel.dtype)
   pads = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
   return _convolve(inputs, kernel, tuple(strides), tuple((int(a), int(b)) for a, b in pads))
 

@@ -1,7 +1,9 @@
 import sys
 import types as python_types
 
+import gymnax
 import jax
+import numpy as np
 import pytest
 
 from podracer import config, environment, environments, testing, types
@@ -123,6 +125,29 @@ def test_an_end_has_discount_0(quick_compilation):
   is_last = course.step_type == types.LAST
   assert is_last.any()
   assert (course.discount[is_last] == 0.0).all()
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n.startswith("gymnax:") and "MinAtar" in n])
+def test_planes_of_minatar_are_bool_and_those_of_gymnax(name):
+  """What gymnax observes as float32 is 0 or 1 everywhere, so that nothing is lost."""
+  made = environments.make(name)
+  plain, params = gymnax.make(name.partition(":")[2])
+  assert made.spec.observation.dtype == bool
+  observe = jax.jit(jax.vmap(lambda state: plain.get_obs(state, params)))
+  keys = jax.random.split(jax.random.key(0), 8)
+  state, timestep = environment.reset(made, keys)
+
+  @jax.jit
+  def step(key, state):
+    action = jax.random.randint(key, (8,), 0, made.spec.action.num_actions)
+    return environment.step(made, state, action)
+
+  for key in jax.random.split(jax.random.key(1), 60):
+    planes = observe(state.state)
+    assert set(np.unique(planes)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(timestep.observation, planes.astype(bool))
+    state, timestep = step(key, state)
+  assert np.any(timestep.observation)
 
 
 def _registry(suite_name):

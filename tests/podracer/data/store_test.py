@@ -242,6 +242,17 @@ def test_no_collection(tmp_path):
       call(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("part", [".", "shards", ".."])
+def test_a_part_of_a_collection_is_answered_with_its_root(tmp_path, part):
+  record(tmp_path / "a", task="pong")
+  path = layout.task_dir(tmp_path / "a", "pong") / part
+  for call in (store.finalise, store.verify):
+    with pytest.raises(config.InputError, match="no recorded task") as error:
+      call(path)
+    is_known = part != "shards"
+    assert str(error.value).endswith(f"a part of the collection {tmp_path / 'a'}") == is_known
+
+
 def test_without_pyarrow(tmp_path, monkeypatch):
   record(tmp_path)
   monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -154,6 +154,17 @@ def test_bytes_equal_scaled_floats(case):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
 
 
+def test_bools_equal_floats():
+  images = jax.random.bernoulli(jax.random.key(0), 0.3, (2, 5, 6, 3))
+  conv = convolution.Conv(4)
+  params = conv.init(jax.random.key(1), images)
+
+  def loss(x):
+    return jax.value_and_grad(lambda p: jnp.sum(jnp.sin(conv.apply(p, x))))(params)
+
+  jax.tree.map(np.testing.assert_array_equal, loss(images), loss(images.astype(jnp.float32)))
+
+
 @pytest.mark.parametrize("size", [1, 7, 24])
 @pytest.mark.parametrize("limit", [1, 10**6])
 def test_dense_of_bytes_equals_a_product_of_floats(monkeypatch, size, limit):
