@@ -293,7 +293,7 @@ class _Run:
     names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
     row.update({f"evaluation/{name}": summary[name] for name in names})
     for task, values in summary.get("tasks", {}).items():
-      row[f"task/{task}/evaluation/return_mean"] = values["return_mean"]
+      row[metrics.of_task(task, "evaluation/return_mean")] = values["return_mean"]
     if "seeds/return_mean" in summary:
       row["seeds/evaluation/return_mean"] = summary["seeds/return_mean"]
     return summary

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from podracer import metrics as metrics_lib
 from podracer import types
 
 
@@ -109,7 +110,7 @@ class Counts:
 
   def metrics(self) -> dict[str, int]:
     """Returns the counts by the names of metrics."""
-    names = (f"task/{name}/episodes" for name in self.task_names)
+    names = (metrics_lib.of_task(name, "episodes") for name in self.task_names)
     return {"episodes": self._all, **dict(zip(names, self._by_task, strict=True))}
 
   def to_json(self) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def mean_metrics(totals: EpisodeTotals, task_names: Sequence[str] = ()) -> dict[
   metrics = _means(EpisodeTotals(*(np.sum(x, axis=-1) for x in totals)))
   for i, name in enumerate(task_names):
     own = _means(EpisodeTotals(*(x[..., i] for x in totals)))
-    metrics |= {f"task/{name}/{metric}": value for metric, value in own.items()}
+    metrics |= {metrics_lib.of_task(name, metric): value for metric, value in own.items()}
   return metrics
 
 

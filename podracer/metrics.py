@@ -23,9 +23,16 @@ from podracer import config as config_lib
 
 METRICS_FILE = "metrics.jsonl"
 ENV_STEPS = "env_steps"
+TASK = "task/"
+"""Prefix of the metrics of one of several tasks, see `of_task`."""
 QUEUE_SIZE = 1000
 
 Row = dict[str, Any]
+
+
+def of_task(task: str, metric: str) -> str:
+  """Returns the name of a metric of one of several tasks."""
+  return f"{TASK}{task}/{metric}"
 
 
 class MetricsWriter:

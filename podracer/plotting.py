@@ -62,7 +62,7 @@ class _Group(NamedTuple):
 
 
 def draw_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Draws the return of training and of evaluations, and the speed, into learning_curve.png.
+  """Draws the return of training and of evaluations, of each task, and the speed, into learning_curve.png.
 
   Args:
     workdir: a run directory; config.json is used for the title if it is there.
@@ -74,20 +74,23 @@ def draw_learning_curve(workdir: str | os.PathLike[str]) -> pathlib.Path:
     NoPointsError: if there is no metrics.jsonl, or no return in it.
   """
   run = read_run(workdir)
-  training = metric_curves(run.rows, "episode_return_mean")
-  evaluation = metric_curves(run.rows, "evaluation/return_mean")
-  if not training and not evaluation:
+  drawn = {
+    task: curves for task in ("", *_tasks(run.rows)) if any(curves := _returns(run.rows, task))
+  }
+  if not drawn:
     raise NoPointsError(f"{workdir} has no point of episode_return_mean to draw yet")
-  figure, axes, speed_axes = _new_figure(two_panels=True)
-  if training:
-    seeds = f", mean ± std of {len(training)} seeds" if len(training) > 1 else ""
-    _draw_group(axes, _Group(f"training{seeds}", training), PALETTE[0], show_raw=True)
-  if evaluation:
-    deviation = metric_curves(run.rows, "evaluation/return_std")
-    _draw_evaluation(axes, evaluation, deviation)
-  _finish_axes(axes, "episode return")
-  axes.set_title(_title(run), loc="left", fontsize=11)
-  axes.legend(loc="best", frameon=False, fontsize=9)
+  if len(drawn) > 1:
+    drawn.pop("", None)  # The mean over tasks tells little: their returns are of different sizes.
+  figure, all_axes, speed_axes = _new_figure(len(drawn), with_speed=True)
+  for axes, (task, (training, evaluation, deviation)) in zip(all_axes, drawn.items(), strict=True):
+    if training:
+      seeds = f", mean ± std of {len(training)} seeds" if len(training) > 1 else ""
+      _draw_group(axes, _Group(f"training{seeds}", training), PALETTE[0], show_raw=True)
+    if evaluation:
+      _draw_evaluation(axes, evaluation, deviation)
+    _finish_axes(axes, "episode return")
+    axes.set_title(task or _title(run), loc="left", fontsize=11)
+  all_axes[0].legend(loc="best", frameon=False, fontsize=9)
 
   speed = metric_curves(run.rows, "steps_per_second")
   if speed:
@@ -123,7 +126,7 @@ def plot_runs(
   config_lib.check(len(workdirs) > 0, "no run given to plot")
   runs = [read_run(workdir) for workdir in workdirs]
   groups = _group_runs(runs, metric)
-  figure, axes, _ = _new_figure(two_panels=False)
+  figure, (axes,), _ = _new_figure(1)
   for i, group in enumerate(groups):
     style = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
     _draw_group(axes, group, PALETTE[i % len(PALETTE)], style, show_raw=len(groups) == 1)
@@ -268,18 +271,36 @@ def _title(run: Run) -> str:
   return "  ·  ".join(name for name in names if isinstance(name, str) and name) or run.name
 
 
-def _new_figure(two_panels: bool) -> tuple[Any, Any, Any]:
+def _tasks(rows: Iterable[dict[str, Any]]) -> list[str]:
+  """Returns the names of the tasks whose returns were reported apart, in their order."""
+  pattern = re.compile(
+    f"{re.escape(metrics.TASK)}(.+)/(episode_return_mean|evaluation/return_mean)"
+  )
+  found = (pattern.fullmatch(name) for row in rows for name in row)
+  return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def _returns(rows: list[dict[str, Any]], task: str) -> tuple[list[Curve], list[Curve], list[Curve]]:
+  """Returns the curves of training, of evaluations and of their deviation, of all tasks where `task` is ""."""
+  training, evaluation, deviation = (
+    metric_curves(rows, metrics.of_task(task, name) if task else name)
+    for name in ("episode_return_mean", "evaluation/return_mean", "evaluation/return_std")
+  )
+  return training, evaluation, deviation
+
+
+def _new_figure(num_panels: int, with_speed: bool = False) -> tuple[Any, list[Any], Any]:
+  """Returns a figure, the axes of its panels one below another, and those of the speed below them."""
   from matplotlib import figure as figure_lib
   from matplotlib.backends import backend_agg
 
-  figure = figure_lib.Figure(figsize=(8, 5.2 if two_panels else 4.6), layout="constrained")
+  heights = [3.8 if num_panels == 1 else 2.0] * num_panels + [1.1] * with_speed
+  figure = figure_lib.Figure(figsize=(8, sum(heights) + 0.4), layout="constrained")
   backend_agg.FigureCanvasAgg(figure)
-  if not two_panels:
-    return figure, figure.subplots(), None
-  axes, speed_axes = figure.subplots(
-    2, 1, sharex=True, gridspec_kw={"height_ratios": [3.4, 1], "hspace": 0.04}
-  )
-  return figure, axes, speed_axes
+  axes = figure.subplots(
+    len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+  )[:, 0].tolist()
+  return figure, axes[:num_panels], axes[-1] if with_speed else None
 
 
 def _draw_group(

@@ -89,6 +89,34 @@ def test_learning_curve_of_several_seeds_has_a_band(tmp_path, recorder):
   assert recorder.figures[0].axes[0].get_title(loc="left") == "run"
 
 
+def test_learning_curve_of_several_tasks_has_a_panel_each(tmp_path, recorder):
+  """Their returns are of different sizes, so that one panel would show one task, and a mean none."""
+  rows = [
+    {
+      "env_steps": i,
+      "episode_return_mean": 50.0 * i,
+      "task/gymnax:CartPole-v1/episode_return_mean": 100.0 * i,
+      "task/gymnax:Catch-bsuite/episode_return_mean": None if i == 1 else 0.1 * i,
+      "task/gymnax:Catch-bsuite/episodes": i,
+    }
+    for i in range(1, 4)
+  ]
+  rows[-1] |= {
+    "evaluation/return_mean": 200.0,
+    "task/gymnax:Catch-bsuite/evaluation/return_mean": 1.0,
+  }
+  plotting.draw_learning_curve(write_run(tmp_path / "run", rows))
+  cartpole, catch, speed = recorder.figures[0].axes
+  assert [axes.get_title(loc="left") for axes in (cartpole, catch)] == [
+    "gymnax:CartPole-v1",
+    "gymnax:Catch-bsuite",
+  ]
+  assert cartpole.lines[0].get_xydata().tolist() == [[1, 100], [2, 200], [3, 300]]
+  np.testing.assert_allclose(catch.lines[0].get_xydata(), [[2, 0.2], [3, 0.3]])
+  assert recorder.labels(1) == ["training", "evaluation"]
+  assert speed.get_xlabel() == "environment steps"
+
+
 def test_one_point_is_enough(tmp_path):
   assert is_png(plotting.draw_learning_curve(write_run(tmp_path / "a", rising(1))))
   only_evaluated = [{"env_steps": 3, "evaluation/return_mean": 1.0}]
