@@ -1,9 +1,12 @@
 """The `podracer` command."""
 
+import contextlib
 import importlib
 import os
+import select
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from podracer import config, report
 
@@ -29,11 +32,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs one command; a wrong name or value is one line and exit code 2, a bad run one and 1."""
   args = list(sys.argv[1:] if argv is None else argv)
-  if not args or args[0] in ("-h", "--help"):
-    print(_help())
-    return
-  with command_line.noting_final():
-    _run(args)
+  with command_line.noting_final(), _ending_quietly():
+    if not args or args[0] in ("-h", "--help"):
+      print(_help())
+    else:
+      _run(args)
 
 
 def _run(args: Sequence[str]) -> None:
@@ -49,6 +52,35 @@ def _run(args: Sequence[str]) -> None:
     first, *rest = [line.strip() for line in str(error).splitlines()]
     print("podracer:", " ".join([first, "; ".join(rest)]).rstrip(), file=sys.stderr)
     sys.exit(command_line.RUN_ERROR)
+
+
+@contextlib.contextmanager
+def _ending_quietly() -> Iterator[None]:
+  """Ends without a traceback where Ctrl-C is pressed, or nobody reads what is printed (`| head`)."""
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except KeyboardInterrupt:
+    print("podracer: interrupted", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+  except BrokenPipeError:
+    if not _is_unread():
+      raise
+    # For what is left to be printed, by the interpreter's end too.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _is_unread() -> bool:
+  """Returns whether what is printed goes into a pipe that nobody reads any more."""
+  poll = select.poll()
+  try:
+    poll.register(sys.stdout.fileno(), 0)
+  except OSError:  # It is no file.
+    return False
+  return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _help() -> str:

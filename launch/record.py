@@ -147,7 +147,7 @@ class _Recording:
 
   def run(self, signals: interrupts.Interrupts) -> bool:
     """Records; returns False where a signal ended it before."""
-    from podracer.data import card
+    from podracer.data import card, layout
 
     wanted, saved = self.wanted, self.loaded.experiment
     num_slots = self._num_slots()
@@ -179,7 +179,8 @@ class _Recording:
     if not is_scored:
       print("stopped: the same command measures the scores")
       return False
-    print(f"results: {self.out}/  README.md  scores.json  {self.task}/")
+    scores = "scores.json  " * pathlib.Path(self.out, layout.SCORES).exists()
+    print(f"results: {self.out}/  README.md  {scores}{self.task}/")
     print("next:")
     print(f"  podracer data info {self.out}")
     print(f"  podracer data verify {self.out}")

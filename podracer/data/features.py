@@ -80,6 +80,15 @@ def is_index_of(path: pathlib.Path, manifests: Sequence[layout.Manifest]) -> boo
   return bool(rows == [{n: row[n] for n in names} for m in manifests for row in m.episodes])
 
 
+def indexed_shards(path: pathlib.Path) -> set[str]:
+  """Returns the shards of which the index of a task tells; none where it can't be read."""
+  pyarrow, parquet = _pyarrow()
+  try:
+    return set(parquet.read_table(path, columns=["shard"])["shard"].to_pylist())
+  except (OSError, KeyError, pyarrow.ArrowException):
+    return set()
+
+
 def _pyarrow() -> tuple[Any, Any]:
   try:
     import pyarrow

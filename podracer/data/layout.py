@@ -12,6 +12,8 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from podracer import config, files
 
 from . import episode as episode_lib
@@ -31,6 +33,9 @@ README = "README.md"
 _TASK = re.compile(r"[a-z][a-z0-9_]*")
 _WRITER = re.compile(r"w[0-9]{3,}")
 _SHARD = re.compile(r"(?P<writer>w[0-9]{3,})-(?P<number>[0-9]{5,})\.array_record")
+
+_DEPTH = 4
+"""Folders above one in a collection, among which its root is looked for: a shard's folder has three."""
 
 _COLUMNS = {*episode_lib.METADATA, "shard", "record"}
 
@@ -90,19 +95,25 @@ def task_dir(root: Path, task: str) -> pathlib.Path:
 
 
 def tasks(root: Path) -> list[str]:
-  """Returns the names of the tasks of a collection, sorted."""
+  """Returns the names of the tasks of a collection, sorted, also of one that has lost its schema."""
+  folders = pathlib.Path(root).glob(f"*/{VERSION}")
   return sorted(
-    path.parent.parent.name for path in pathlib.Path(root).glob(f"*/{VERSION}/{SCHEMA}")
+    path.parent.name for path in folders if (path / SCHEMA).exists() or manifest_paths(path)
   )
 
 
 def check_root(root: Path) -> None:
-  """Raises InputError unless a folder is the root of a collection, and names the root where it is known."""
-  path = pathlib.Path(root).resolve()
-  tasks_above = (above for above in (path.parent, path.parent.parent) if tasks(above))
-  hint = next((f"; it is a part of the collection {above}" for above in tasks_above), "")
-  is_root = any(path.glob(f"*/{VERSION}/{SHARDS}"))
-  config.check(is_root, f"{root} holds no recorded task{hint}")
+  """Raises InputError unless a folder is the root of a collection."""
+  path = pathlib.Path(root)
+  config.check(path.is_dir(), f"{root} is not a directory")
+  check_outside(root)
+  config.check(any(path.glob(f"*/{VERSION}/{SHARDS}")), f"{root} holds no recorded task")
+
+
+def check_outside(root: Path) -> None:
+  """Raises InputError, naming the collection, where a folder is a part of one."""
+  for above in pathlib.Path(root).resolve().parents[:_DEPTH]:
+    config.check(not tasks(above), f"{root} is a part of the collection {above}")
 
 
 def link_name(task: str, index: int, num_shards: int) -> str:
@@ -148,16 +159,24 @@ def read_manifest(path: pathlib.Path) -> Manifest:
   )
   config.check(is_manifest, f"{path} is not the manifest of a shard")
   manifest = Manifest(**{**value, "episodes": tuple(value["episodes"])})
-  config.check(
-    manifest.format_version == VERSION,
-    f"{path} has format version {manifest.format_version}; this podracer reads {VERSION}",
-  )
+  _check_version(path, manifest.format_version)
   return manifest
 
 
 def read_manifests(task_dir: pathlib.Path) -> list[Manifest]:
   """Returns the manifests of a task's committed shards, by writer and number."""
   return [read_manifest(path) for path in manifest_paths(task_dir)]
+
+
+def check_shard(path: pathlib.Path, manifest: Manifest) -> None:
+  """Raises InputError unless a committed shard is there and has its size."""
+  config.check(path.is_file(), f"{path} is missing, though it was committed")
+  config.check(path.stat().st_size == manifest.num_bytes, altered_message(path))
+
+
+def altered_message(path: pathlib.Path) -> str:
+  """Returns what is said of a shard that is not as it was committed."""
+  return f"{path} is not as it was committed; `podracer data verify` lists what is wrong"
 
 
 def write_schema(task_dir: pathlib.Path, schema: schema_lib.Schema) -> None:
@@ -175,10 +194,15 @@ def read_schema(task_dir: pathlib.Path) -> schema_lib.Schema:
   path = task_dir / SCHEMA
   config.check(path.exists(), f"{task_dir} holds no recorded task: it has no {SCHEMA}")
   try:
-    rows = read_json(path)["fields"]
-    fields = [schema_lib.Field(row["name"], tuple(row["shape"]), row["dtype"]) for row in rows]
+    value = read_json(path)
+    version = value["format_version"]
+    fields = [
+      schema_lib.Field(row["name"], tuple(row["shape"]), np.dtype(row["dtype"]).name)
+      for row in value["fields"]
+    ]
   except (TypeError, KeyError) as error:
-    raise config.InputError(f"{path} is not the schema of a task") from error
+    raise config.InputError(f"{path} is not the schema of a task: {error}") from error
+  _check_version(path, version)
   return schema_lib.Schema(tuple(fields))
 
 
@@ -192,6 +216,12 @@ def check_schema(given: schema_lib.Schema, known: schema_lib.Schema, whose: str)
     if given_fields.get(name) != known_fields.get(name)
   ]
   config.check(not differing, f"the steps differ from {whose}: {'; '.join(differing)}")
+
+
+def _check_version(path: pathlib.Path, version: str) -> None:
+  config.check(
+    version == VERSION, f"{path} has format version {version}; this podracer reads {VERSION}"
+  )
 
 
 def _describe(field: schema_lib.Field | None) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from podracer import config, files
 
-from . import features, layout, shards
+from . import example, features, layout, reader, shards
+from . import schema as schema_lib
 
 _NUM_NAMED = 5  # In the message of an error.
 
@@ -41,9 +42,16 @@ def finalise(root: layout.Path) -> None:
     InputError: a shard is missing or not as it was committed, or an episode is there twice.
   """
   layout.check_root(root)
-  tasks = [
-    task for task in layout.tasks(root) if layout.manifest_paths(layout.task_dir(root, task))
-  ]
+  tasks = []
+  for task in layout.tasks(root):
+    folder = layout.task_dir(root, task)
+    if layout.manifest_paths(folder):
+      tasks.append(task)
+    else:
+      config.check(
+        not (folder / layout.EPISODES).exists(),
+        f"{task} in {root} has lost its shards; `podracer data verify` lists what is wrong",
+      )
   config.check(bool(tasks), f"{root} holds no committed episode yet")
   described = {}
   for task in tasks:
@@ -93,11 +101,8 @@ def _is_link(path: pathlib.Path, task: str) -> bool:
 
 
 def _check_shard(path: pathlib.Path, manifest: layout.Manifest) -> None:
-  config.check(path.is_file(), f"{path} is missing, though it was committed")
-  config.check(
-    path.stat().st_size == manifest.num_bytes and files.sha256(path) == manifest.sha256,
-    f"{path} is not as it was committed; `podracer data verify` lists what is wrong",
-  )
+  layout.check_shard(path, manifest)
+  config.check(files.sha256(path) == manifest.sha256, layout.altered_message(path))
 
 
 def _duplicates(placed: Iterable[tuple[str, layout.Manifest]]) -> dict[str, list[str]]:
@@ -123,8 +128,18 @@ def _check_ids(placed: Iterable[tuple[str, layout.Manifest]]) -> None:
 def verify(root: layout.Path) -> list[Problem]:
   """Returns what is wrong with a collection; reads every shard, and repairs nothing."""
   layout.check_root(root)
-  folders = sorted(pathlib.Path(root).glob(f"*/{layout.VERSION}"))
-  return [problem for folder in folders for problem in _verify_task(folder, folder.parent.name)]
+  path = pathlib.Path(root)
+  found = [*_verify_json(path / layout.SCORES), *_verify_json(path / layout.COLLECTION)]
+  for folder in sorted(path.glob(f"*/{layout.VERSION}")):
+    found += _verify_task(folder, folder.parent.name)
+  return found
+
+
+def _verify_json(path: pathlib.Path) -> Iterator[Problem]:
+  try:
+    layout.read_json(path)
+  except config.InputError as error:
+    yield Problem("altered", path, str(error))
 
 
 def _verify_task(folder: pathlib.Path, task: str) -> Iterator[Problem]:
@@ -141,13 +156,24 @@ def _verify_task(folder: pathlib.Path, task: str) -> Iterator[Problem]:
       yield Problem("orphaned", path, f"{path} was left by a kill, or is being written")
     elif is_shard and not layout.manifest_path(path).exists():
       yield Problem("orphaned", path, f"{path} was never committed")
+  whole = []
   for manifest in manifests:
-    yield from _verify_shard(folder / layout.SHARDS / manifest.shard, manifest)
+    path = folder / layout.SHARDS / manifest.shard
+    problems = list(_verify_shard(path, manifest))
+    yield from problems
+    whole += [] if problems else [path]
   for episode_id, names in _duplicates((m.shard, m) for m in manifests).items():
     path = folder / layout.SHARDS / names[-1]
     yield Problem("duplicated", path, f"episode {episode_id} is in {' and '.join(names)}")
+  try:
+    schema = layout.read_schema(folder)
+  except config.InputError as error:
+    exists = (folder / layout.SCHEMA).exists()
+    yield Problem("altered" if exists else "missing", folder / layout.SCHEMA, str(error))
+    return
+  yield from _verify_schema(folder / layout.SCHEMA, schema, whole)
   if not bad:
-    yield from _verify_finalised(folder, task, manifests)
+    yield from _verify_finalised(folder, task, schema, manifests)
 
 
 def _verify_shard(path: pathlib.Path, manifest: layout.Manifest) -> Iterator[Problem]:
@@ -161,14 +187,15 @@ def _verify_shard(path: pathlib.Path, manifest: layout.Manifest) -> Iterator[Pro
 
 
 def _verify_finalised(
-  folder: pathlib.Path, task: str, manifests: Sequence[layout.Manifest]
+  folder: pathlib.Path,
+  task: str,
+  schema: schema_lib.Schema,
+  manifests: Sequence[layout.Manifest],
 ) -> Iterator[Problem]:
-  try:
-    schema = layout.read_schema(folder)
-  except config.InputError as error:
-    exists = (folder / layout.SCHEMA).exists()
-    yield Problem("altered" if exists else "missing", folder / layout.SCHEMA, str(error))
-    return
+  known = {manifest.shard for manifest in manifests}
+  for name in sorted(features.indexed_shards(folder / layout.EPISODES) - known):
+    path = layout.manifest_path(folder / layout.SHARDS / name)
+    yield Problem("missing", path, f"{path} was committed")
   info = folder / layout.DATASET_INFO
   if not info.exists() or not _holds(info, features.dataset_info_json(task, manifests)):
     yield Problem("unfinished", info, f"{info} is not of the shards there are; finalise makes it")
@@ -188,6 +215,17 @@ def _verify_finalised(
       yield Problem("missing", path, f"{path} was written by finalise")
     elif not is_right:
       yield Problem("altered", path, f"{path} is not as finalise wrote it")
+
+
+def _verify_schema(
+  path: pathlib.Path, schema: schema_lib.Schema, whole: Iterable[pathlib.Path]
+) -> Iterator[Problem]:
+  """Reads the first record of each shard that is as it was committed: it must be of the schema."""
+  for shard in whole:
+    try:
+      example.decode(reader.open_shard(shard).read([0])[0], schema)
+    except config.InputError as error:
+      yield Problem("altered", path, f"{path} is not that of {shard}: {error}")
 
 
 def _holds(path: pathlib.Path, value: Any) -> bool:
@@ -213,8 +251,12 @@ def merge(roots: Sequence[layout.Path], out: layout.Path) -> None:
     not target.exists() or (target.is_dir() and not any(target.iterdir())),
     f"{target} is there already; a merged collection needs a new folder",
   )
+  layout.check_outside(target)
   for source in sources:
     layout.check_root(source)
+    for task in layout.tasks(source):
+      is_committed = bool(layout.manifest_paths(layout.task_dir(source, task)))
+      config.check(is_committed, f"{task} in {source} holds no committed episode")
   target.parent.mkdir(parents=True, exist_ok=True)
   tmp = files.tmp_path(target)
   try:

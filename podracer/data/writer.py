@@ -48,9 +48,11 @@ class Writer:
         holds Python's lock all the same; what is saved is the wait for the disk.
 
     Raises:
-      InputError: the task has other steps, or a writer of this id is at work.
+      InputError: the task has other steps, a shard is not as it was committed, `root` is a part of a
+        collection, or a writer of this id is at work.
     """
     shards.array_record()
+    layout.check_outside(root)
     layout.check_task(task)
     layout.check_writer_id(writer_id)
     config.check_positive(shard_bytes=shard_bytes, shard_seconds=shard_seconds)
@@ -68,6 +70,8 @@ class Writer:
       layout.write_schema(self._folder.parent, schema)
       self._remove_stale()
       manifests = layout.read_manifests(self._folder.parent)
+      for manifest in manifests:  # Not after hours of play.
+        layout.check_shard(self._folder / manifest.shard, manifest)
       self._lock = stack.pop_all()
     self._ids = {row["episode_id"] for manifest in manifests for row in manifest.episodes}
     names = [layout.parse_shard(manifest.shard) for manifest in manifests]

@@ -48,7 +48,7 @@ def select(
     field = recorded.get(name)
     config_lib.check(
       field is not None and (field.shape, field.dtype) == (shape, np.dtype(leaf.dtype).name),
-      f"{path} was not recorded in {spec.name}: {name} is {describe(field)} there, and "
+      f"{path} holds other steps than those of {spec.name}: {name} is {describe(field)} there, and "
       f"{np.dtype(leaf.dtype).name}{list(shape)} here",
     )
   missing = [name for name in needed if name not in recorded]

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -8,8 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from podracer import config
+from podracer.data import dataset, example, features, layout, shards, store, writer
 from podracer.data import episode as episode_lib
-from podracer.data import example, features, layout, shards, store, writer
 from podracer.data import schema as schema_lib
 
 TASK = "pong"
@@ -238,19 +239,77 @@ def test_a_copy_is_whole(tmp_path):
 
 def test_no_collection(tmp_path):
   for call in (store.finalise, store.verify):
-    with pytest.raises(config.InputError, match="holds no recorded task"):
+    with pytest.raises(config.InputError, match="nowhere is not a directory"):
       call(tmp_path / "nowhere")
+    with pytest.raises(config.InputError, match="holds no recorded task"):
+      call(tmp_path)
 
 
 @pytest.mark.parametrize("part", [".", "shards", ".."])
 def test_a_part_of_a_collection_is_answered_with_its_root(tmp_path, part):
-  record(tmp_path / "a", task="pong")
-  path = layout.task_dir(tmp_path / "a", "pong") / part
-  for call in (store.finalise, store.verify):
-    with pytest.raises(config.InputError, match="no recorded task") as error:
+  root = tmp_path / "a"
+  path = record(root) / part
+  expected = f"is a part of the collection {root}$"
+  for call in (
+    store.finalise,
+    store.verify,
+    lambda path: writer.Writer(path, TASK, PLAIN),
+    lambda path: store.merge([root], path / "merged"),
+  ):
+    with pytest.raises(config.InputError, match=expected):
       call(path)
-    is_known = part != "shards"
-    assert str(error.value).endswith(f"a part of the collection {tmp_path / 'a'}") == is_known
+  assert kinds(root) == ["unfinished"]
+
+
+def test_a_lost_schema_is_not_overlooked(tmp_path):
+  other = record(tmp_path, NESTED, task="breakout")
+  folder = record(tmp_path)
+  store.finalise(tmp_path)
+  (folder / layout.SCHEMA).unlink()
+  message = f"{folder} holds no recorded task: it has no schema.json"
+  for call in (store.finalise, lambda root: dataset.open(root)[TASK]):
+    with pytest.raises(config.InputError, match=message):
+      call(tmp_path)
+  (problem,) = store.verify(tmp_path)
+  assert (problem.kind, problem.path) == ("missing", folder / layout.SCHEMA)
+  assert (other / layout.SCHEMA).exists()
+
+
+def test_lost_shards_are_not_forgotten(tmp_path):
+  folder = record(tmp_path / "a")
+  record(tmp_path / "a", NESTED, task="breakout")
+  store.finalise(tmp_path / "a")
+  (folder / layout.SHARDS / "w000-00001.json").unlink()
+  assert sorted(kinds(tmp_path / "a"))[:2] == ["missing", "orphaned"]
+  for path in folder.glob(f"{layout.SHARDS}/w*"):
+    path.unlink()
+  found = store.verify(tmp_path / "a")
+  missing = [folder / layout.SHARDS / f"w000-{i:05d}.json" for i in range(len(LENGTHS))]
+  assert [problem.path for problem in found if problem.kind == "missing"] == missing
+  with pytest.raises(config.InputError, match=r"pong in .* has lost its shards"):
+    store.finalise(tmp_path / "a")
+  with pytest.raises(config.InputError, match=r"pong in .* holds no committed episode"):
+    store.merge([tmp_path / "a"], tmp_path / "merged")
+  assert not (tmp_path / "merged").exists()
+
+
+def test_what_no_reader_could_read_is_found(tmp_path):
+  folder = record(tmp_path)
+  store.finalise(tmp_path)
+  right = (folder / layout.SCHEMA).read_text()
+  for old, new, message in (
+    ("uint8", "float32", "is not that of .*w000-00000.array_record: a record is not"),
+    ("uint8", "uint9", "schema.json is not the schema of a task: .*uint9"),
+    (layout.VERSION, "9.0.0", "schema.json has format version 9.0.0; this podracer reads"),
+  ):
+    (folder / layout.SCHEMA).write_text(right.replace(old, new))
+    problem = store.verify(tmp_path)[0]
+    assert (problem.kind, problem.path) == ("altered", folder / layout.SCHEMA)
+    assert re.search(message, problem.text)
+  (folder / layout.SCHEMA).write_text(right)
+  (tmp_path / layout.SCORES).write_text("{")
+  (problem,) = store.verify(tmp_path)
+  assert (problem.kind, problem.path) == ("altered", tmp_path / layout.SCORES)
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
@@ -278,7 +337,7 @@ def damage(kind, folder, shard):
       return ["missing"], True
     case "missing manifest":
       manifest.unlink()
-      return ["orphaned", "unfinished"], False
+      return ["orphaned", "missing", "unfinished"], False
     case "garbage manifest":
       manifest.write_bytes(b"\x00\xff")
       return ["altered"], True

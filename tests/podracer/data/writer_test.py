@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
@@ -257,6 +258,19 @@ def test_a_torn_shard_is_not_committed(tmp_path, schema, episodes, monkeypatch):
   with pytest.raises(writer.WriteError, match="holds 0 records of 3"):
     made.commit()
   assert shard_files(tmp_path) == []
+
+
+def test_a_shard_that_was_damaged_is_seen_before_anything_is_written(tmp_path, schema, episodes):
+  made = writer.Writer(tmp_path, TASK, schema)
+  made.write(episodes[1])
+  made.close()
+  (path,) = (layout.task_dir(tmp_path, TASK) / layout.SHARDS).glob("*.array_record")
+  os.truncate(path, path.stat().st_size - 1)
+  with pytest.raises(config.InputError, match="is not as it was committed; `podracer data verify`"):
+    writer.Writer(tmp_path, TASK, schema)
+  path.unlink()
+  with pytest.raises(config.InputError, match="is missing, though it was committed"):
+    writer.Writer(tmp_path, TASK, schema, writer_id="w001")
 
 
 def test_without_array_record(tmp_path, schema, monkeypatch):
