@@ -276,7 +276,8 @@ def _tasks(rows: Iterable[dict[str, Any]]) -> list[str]:
   pattern = re.compile(
     f"{re.escape(metrics.TASK)}(.+)/(episode_return_mean|evaluation/return_mean)"
   )
-  found = (pattern.fullmatch(name) for row in rows for name in row)
+  names = dict.fromkeys(name for row in rows for name in row)
+  found = map(pattern.fullmatch, names)
   return list(dict.fromkeys(match[1] for match in found if match))
 
 

@@ -168,15 +168,14 @@ def read_manifests(task_dir: pathlib.Path) -> list[Manifest]:
   return [read_manifest(path) for path in manifest_paths(task_dir)]
 
 
-def check_shard(path: pathlib.Path, manifest: Manifest) -> None:
-  """Raises InputError unless a committed shard is there and has its size."""
+def check_shard(path: pathlib.Path, manifest: Manifest, *, hashed: bool) -> None:
+  """Raises InputError unless a committed shard is there, has its size and, where `hashed`, its hash."""
   config.check(path.is_file(), f"{path} is missing, though it was committed")
-  config.check(path.stat().st_size == manifest.num_bytes, altered_message(path))
-
-
-def altered_message(path: pathlib.Path) -> str:
-  """Returns what is said of a shard that is not as it was committed."""
-  return f"{path} is not as it was committed; `podracer data verify` lists what is wrong"
+  config.check(
+    path.stat().st_size == manifest.num_bytes
+    and (not hashed or files.sha256(path) == manifest.sha256),
+    f"{path} is not as it was committed; `podracer data verify` lists what is wrong",
+  )
 
 
 def write_schema(task_dir: pathlib.Path, schema: schema_lib.Schema) -> None:

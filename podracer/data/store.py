@@ -81,7 +81,7 @@ def _finalise_task(folder: pathlib.Path, task: str) -> list[layout.Manifest]:
   schema = layout.read_schema(folder)
   _check_ids((manifest.shard, manifest) for manifest in manifests)
   for manifest in manifests:
-    _check_shard(folder / layout.SHARDS / manifest.shard, manifest)
+    layout.check_shard(folder / layout.SHARDS / manifest.shard, manifest, hashed=True)
   names = [layout.link_name(task, i, len(manifests)) for i in range(len(manifests))]
   for name, manifest in zip(names, manifests, strict=True):
     files.link(folder / layout.SHARDS / manifest.shard, folder / name)
@@ -98,11 +98,6 @@ def _finalise_task(folder: pathlib.Path, task: str) -> list[layout.Manifest]:
 def _is_link(path: pathlib.Path, task: str) -> bool:
   """Returns whether a file of a task's folder is one under which TFDS looks for shards."""
   return path.name.startswith(f"{task}-train{layout.SUFFIX}-") and not files.is_tmp(path)
-
-
-def _check_shard(path: pathlib.Path, manifest: layout.Manifest) -> None:
-  layout.check_shard(path, manifest)
-  config.check(files.sha256(path) == manifest.sha256, layout.altered_message(path))
 
 
 def _duplicates(placed: Iterable[tuple[str, layout.Manifest]]) -> dict[str, list[str]]:
@@ -161,7 +156,8 @@ def _verify_task(folder: pathlib.Path, task: str) -> Iterator[Problem]:
     path = folder / layout.SHARDS / manifest.shard
     problems = list(_verify_shard(path, manifest))
     yield from problems
-    whole += [] if problems else [path]
+    if not problems:
+      whole.append(path)
   for episode_id, names in _duplicates((m.shard, m) for m in manifests).items():
     path = folder / layout.SHARDS / names[-1]
     yield Problem("duplicated", path, f"episode {episode_id} is in {' and '.join(names)}")
@@ -289,7 +285,7 @@ def _merge_task(sources: Sequence[pathlib.Path], out: pathlib.Path, task: str) -
   folder.mkdir(parents=True)
   layout.write_schema(folder.parent, schema)
   for path, manifest, shard, rows in renamed:
-    _check_shard(path, manifest)
+    layout.check_shard(path, manifest, hashed=True)
     files.link(path, folder / shard)
     layout.write_manifest(folder, manifest._replace(shard=shard, episodes=rows))
 

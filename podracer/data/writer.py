@@ -71,7 +71,7 @@ class Writer:
       self._remove_stale()
       manifests = layout.read_manifests(self._folder.parent)
       for manifest in manifests:  # Not after hours of play.
-        layout.check_shard(self._folder / manifest.shard, manifest)
+        layout.check_shard(self._folder / manifest.shard, manifest, hashed=False)
       self._lock = stack.pop_all()
     self._ids = {row["episode_id"] for manifest in manifests for row in manifest.episodes}
     names = [layout.parse_shard(manifest.shard) for manifest in manifests]

@@ -48,7 +48,7 @@ def self_play(name: str, game: Any, opening_moves: int = 0) -> environment.Envir
   def reset(key: types.Key) -> tuple[Any, types.Observation]:
     if not opening_moves:
       state = game.init(key)
-      return state, _observe(state)
+      return state, observe(state)
     init_key, number_key, moves_key = jax.random.split(key, 3)
     number = jax.random.randint(number_key, (), 0, opening_moves + 1)
 
@@ -58,7 +58,7 @@ def self_play(name: str, game: Any, opening_moves: int = 0) -> environment.Envir
       return jax.tree.map(lambda x, y: jnp.where(is_made, x, y), moved, state)
 
     state = jax.lax.fori_loop(0, opening_moves, move, game.init(init_key))
-    return state, _observe(state)
+    return state, observe(state)
 
   def step(key: types.Key, state: Any, action: types.Array) -> tuple[Any, environment.Outcome]:
     del key
@@ -90,7 +90,7 @@ def versus(name: str, game: Any, opponent: Opponent) -> environment.Environment:
     opened = play(state, opponent(opponent_key, state))
     begins = state.current_player == AGENT
     state = jax.tree.map(lambda x, y: jnp.where(begins, x, y), state, opened)
-    return state, _observe(state)
+    return state, observe(state)
 
   def step(key: types.Key, state: Any, action: types.Array) -> tuple[Any, environment.Outcome]:
     moved = play(state, action)
@@ -112,13 +112,14 @@ def _step_of(game: Any) -> Callable[[Any, types.Array], Any]:
   return jax.jit(lambda state, action: game.step(state, action))
 
 
-def _observe(state: Any) -> types.Observation:
+def observe(state: Any) -> types.Observation:
+  """Returns what pgx observes, and its mask of actions."""
   return {"board": state.observation, types.ACTION_MASK: state.legal_action_mask}
 
 
 def _outcome(state: Any, reward: types.Array) -> environment.Outcome:
   return environment.Outcome(
-    observation=_observe(state),
+    observation=observe(state),
     reward=reward,
     terminated=state.terminated,
     truncated=state.truncated,

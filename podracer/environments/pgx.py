@@ -131,7 +131,7 @@ def _make_one_player(name: str, options: dict[str, Any]) -> Any:
   import pgx
 
   from podracer import environment, types
-  from podracer.environments import _adapt, _drawing, _gymnax_drawing
+  from podracer.environments import _adapt, _board_games, _drawing, _gymnax_drawing
 
   made = pgx.make(name)
   defaults = _adapt.arguments(type(made))
@@ -141,9 +141,7 @@ def _make_one_player(name: str, options: dict[str, Any]) -> Any:
   has_mask = name == "2048"
 
   def observe(state: Any) -> types.Observation:
-    if not has_mask:
-      return state.observation
-    return {"board": state.observation, types.ACTION_MASK: state.legal_action_mask}
+    return _board_games.observe(state) if has_mask else state.observation
 
   def reset(key: types.Key) -> tuple[Any, types.Observation]:
     state = made.init(key)

@@ -153,8 +153,6 @@ def test_planes_of_minatar_are_bool_and_those_of_gymnax(name):
 def _registry(suite_name):
   """Returns the names a suite's own library knows."""
   if suite_name == "gymnax":
-    import gymnax
-
     return set(gymnax.registered_envs)
   if suite_name == "navix":
     import navix
