@@ -24,14 +24,14 @@ _MIN_TILE_WIDTH = 32
 """A tile is widened until the matrix has this many columns; a narrower product is slower."""
 _MAX_PATCH_ELEMENTS = 1 << 18
 """Larger batches are cut: patches that leave the cache cost more than their product."""
-
-
 _MIN_PATCHES_TO_MATRIX = 4
 """Every chunk reads the whole matrix, too: its patches have this many times as many elements at least."""
+_MIN_CHUNKS = 3
+"""What would make fewer is not cut: the copies of a loop cost more."""
 
 
 class Conv(nn.Module):
-  """A 2-D convolution with the parameters (`kernel`, `bias`) and the results of `nn.Conv`.
+  """A 2-D convolution with the parameters (`kernel`, `bias`) and the results of `nn.Conv`, activated.
 
   Attributes:
     features: channels of the output.
@@ -40,6 +40,7 @@ class Conv(nn.Module):
     padding: `SAME` or `VALID`.
     use_bias: whether a bias is added.
     input_scale: by which the inputs are multiplied; with it bytes can be given as they are.
+    activation: nonlinearity of the outputs, or None; `nn.relu` costs nothing of its own.
     kernel_init: initialiser of the `[h, w, in, out]` kernel.
     bias_init: initialiser of the `[out]` bias.
   """
@@ -50,6 +51,7 @@ class Conv(nn.Module):
   padding: str = "SAME"
   use_bias: bool = True
   input_scale: float = 1.0
+  activation: Callable[[types.Array], types.Array] | None = None
   kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
   bias_init: Callable[..., Any] = nn.initializers.zeros_init()
 
@@ -60,10 +62,11 @@ class Conv(nn.Module):
     shape = (*self.kernel_size, inputs.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape)
     # Scaling the kernel does it, and costs nothing.
-    outputs = convolve(inputs, kernel * self.input_scale, self.strides, self.padding)
-    if self.use_bias:
-      outputs = outputs + self.param("bias", self.bias_init, (self.features,))
-    return outputs
+    kernel = kernel * self.input_scale
+    bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
+    rectify = self.activation is nn.relu
+    outputs = convolve(inputs, kernel, self.strides, self.padding, bias=bias, rectify=rectify)
+    return outputs if rectify or self.activation is None else self.activation(outputs)
 
 
 def convolve(
@@ -71,8 +74,14 @@ def convolve(
   kernel: types.Array,
   strides: tuple[int, int] = (1, 1),
   padding: str = "SAME",
+  *,
+  bias: types.Array | None = None,
+  rectify: bool = False,
 ) -> types.Array:
   """Convolves images with a kernel, lowered by platform. Reverse mode only: it has no jvp.
+
+  Bias and rectifier are part of it because their passes over the outputs are saved, forward and
+  backward, where they are done while the product is in the cache.
 
   Args:
     inputs: `[B, H, W, C]` floats, or bools or integers, which get no gradient. Bytes are copied as bytes,
@@ -80,6 +89,8 @@ def convolve(
     kernel: `[h, w, C, O]` floats.
     strides: vertical and horizontal.
     padding: `SAME` or `VALID`.
+    bias: `[O]` added to the outputs, or None.
+    rectify: whether outputs below 0, with the bias, become 0.
 
   Returns:
     `[B, H', W', O]`.
@@ -89,8 +100,9 @@ def convolve(
   if inputs.dtype == bool:
     # Its planes are small, and copied faster as floats.
     inputs = inputs.astype(kernel.dtype)
-  pads = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
-  return _convolve(inputs, kernel, tuple(strides), tuple((int(a), int(b)) for a, b in pads))
+  rows, columns = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
+  pads = (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
+  return _convolve(inputs, kernel, bias, tuple(strides), pads, rectify)
 
 
 def dense(inputs: types.Array, kernel: types.Array) -> types.Array:
@@ -139,58 +151,181 @@ def _max_pool_axis(x: types.Array, axis: int) -> types.Array:
 
 # The derivative rule stands outside of the choice of platform. Were each branch differentiated by
 # JAX, the choice would carry the intermediate arrays of both branches from forward to backward.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: types.Array, kernel: types.Array, strides: Any, pads: Padding) -> types.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _convolve(
+  x: types.Array,
+  kernel: types.Array,
+  bias: types.Array | None,
+  strides: Any,
+  pads: Padding,
+  rectify: bool,
+) -> types.Array:
+  options = {"strides": strides, "pads": pads, "rectify": rectify}
   return lax.platform_dependent(
     x,
     kernel,
-    cpu=functools.partial(_as_matrix_product, strides=strides, pads=pads),
-    default=functools.partial(_as_convolution, strides=strides, pads=pads),
+    bias,
+    cpu=functools.partial(_as_matrix_product, **options),
+    default=functools.partial(_as_convolution, **options),
   )
 
 
-def _convolve_forward(x: types.Array, kernel: types.Array, strides: Any, pads: Padding) -> Any:
-  return _convolve(x, kernel, strides, pads), (x, kernel)
+def _convolve_forward(
+  x: types.Array,
+  kernel: types.Array,
+  bias: types.Array | None,
+  strides: Any,
+  pads: Padding,
+  rectify: bool,
+) -> Any:
+  outputs = _convolve(x, kernel, bias, strides, pads, rectify)
+  return outputs, (x, kernel, bias, outputs if rectify else None)
 
 
-def _convolve_backward(strides: Any, pads: Padding, residuals: Any, cotangent: types.Array) -> Any:
-  def pull_back(function: Callable[..., types.Array]) -> Callable[..., Any]:
-    return lambda x, kernel, ct: jax.vjp(
-      functools.partial(function, strides=strides, pads=pads), x, kernel
-    )[1](ct)
+def _convolve_backward(
+  strides: Any, pads: Padding, rectify: bool, residuals: Any, cotangent: types.Array
+) -> Any:
+  del rectify
+  x, kernel, bias, outputs = residuals
+  is_float = jnp.issubdtype(x.dtype, jnp.floating)
+  if is_float:
+    # Two products read it. Where there is one, it is masked a chunk at a time.
+    cotangent, outputs = _rectified(cotangent, outputs), None
 
-  def gradient(index: int) -> types.Array:
-    return lax.platform_dependent(
-      *residuals,
-      cotangent,
-      cpu=lambda *args: pull_back(_as_matrix_product)(*args)[index],
-      default=lambda *args: pull_back(_as_convolution)(*args)[index],
-    )
-
+  options = {"strides": strides, "pads": pads}
   # Two choices, so that XLA drops the first where the inputs are data.
-  is_float = jnp.issubdtype(residuals[0].dtype, jnp.floating)
-  return gradient(0) if is_float else None, gradient(1)
+  x_bar = (
+    lax.platform_dependent(
+      x,
+      kernel,
+      cotangent,
+      cpu=functools.partial(_product_to_inputs, **options),
+      default=functools.partial(_convolution_to_inputs, **options),
+    )
+    if is_float
+    else None
+  )
+  kernel_bar, bias_bar = lax.platform_dependent(
+    x,
+    kernel,
+    outputs,
+    cotangent,
+    cpu=functools.partial(_product_to_parameters, **options),
+    default=functools.partial(_convolution_to_parameters, **options),
+  )
+  return x_bar, kernel_bar, None if bias is None else bias_bar
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
+def _activated(outputs: types.Array, bias: types.Array | None, rectify: bool) -> types.Array:
+  if bias is not None:
+    outputs = outputs + bias
+  return jnp.maximum(outputs, 0.0) if rectify else outputs
+
+
+def _rectified(cotangent: types.Array, outputs: types.Array | None) -> types.Array:
+  """Returns the cotangent before the rectifier whose outputs are given, or None where there is none."""
+  return cotangent if outputs is None else jnp.where(outputs > 0.0, cotangent, 0.0)
+
+
 def _as_convolution(
-  x: types.Array, kernel: types.Array, strides: Any, pads: Padding
+  x: types.Array,
+  kernel: types.Array,
+  bias: types.Array | None,
+  strides: Any,
+  pads: Padding,
+  rectify: bool = False,
 ) -> types.Array:
   dimensions = ("NHWC", "HWIO", "NHWC")
   x = x.astype(kernel.dtype)
-  return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
+  outputs = lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
+  return _activated(outputs, bias, rectify)
+
+
+def _convolution_to_inputs(
+  x: types.Array, kernel: types.Array, cotangent: types.Array, strides: Any, pads: Padding
+) -> types.Array:
+  def of(x: types.Array) -> types.Array:
+    return _as_convolution(x, kernel, None, strides, pads)
+
+  (x_bar,) = jax.vjp(of, x)[1](cotangent)
+  return x_bar
+
+
+def _convolution_to_parameters(
+  x: types.Array,
+  kernel: types.Array,
+  outputs: types.Array | None,
+  cotangent: types.Array,
+  strides: Any,
+  pads: Padding,
+) -> tuple[types.Array, types.Array]:
+  cotangent = _rectified(cotangent, outputs)
+
+  def of(kernel: types.Array) -> types.Array:
+    return _as_convolution(x, kernel, None, strides, pads)
+
+  (kernel_bar,) = jax.vjp(of, kernel)[1](cotangent)
+  return kernel_bar, cotangent.sum((0, 1, 2))
 
 
 def _as_matrix_product(
-  x: types.Array, kernel: types.Array, strides: Any, pads: Padding
+  x: types.Array,
+  kernel: types.Array,
+  bias: types.Array | None,
+  strides: Any,
+  pads: Padding,
+  rectify: bool,
 ) -> types.Array:
   """Convolves by copies and one matrix product; a strided one becomes an unstrided one first."""
-  if strides != (1, 1):
-    x, kernel = _space_to_depth(x, kernel, strides, pads)
-    pads = ((0, 0), (0, 0))
-  return _unstrided(x, kernel, pads)
+  x, kernel, pads = _unstride(x, kernel, strides, pads)
+  return _unstrided(x, kernel, bias, pads, rectify)
+
+
+def _product_to_inputs(
+  x: types.Array, kernel: types.Array, cotangent: types.Array, strides: Any, pads: Padding
+) -> types.Array:
+  unstrided = functools.partial(_unstride, strides=strides, pads=pads)
+  _, unstrided_kernel, unstrided_pads = unstrided(x, kernel)
+  # A convolution with the kernel turned round: again one product, where the transpose of the copies
+  # would be a sum of as many padded arrays.
+  (height, width), (rows, columns) = unstrided_kernel.shape[:2], unstrided_pads
+  full_pads = (
+    (height - 1 - rows[0], height - 1 - rows[1]),
+    (width - 1 - columns[0], width - 1 - columns[1]),
+  )
+  turned = unstrided_kernel[::-1, ::-1].swapaxes(2, 3)
+  x_bar = _unstrided(cotangent, turned, None, full_pads, False)
+  (x_bar,) = jax.linear_transpose(lambda x: unstrided(x, kernel)[0], x)(x_bar)
+  return x_bar
+
+
+def _product_to_parameters(
+  x: types.Array,
+  kernel: types.Array,
+  outputs: types.Array | None,
+  cotangent: types.Array,
+  strides: Any,
+  pads: Padding,
+) -> tuple[types.Array, types.Array]:
+  unstrided = functools.partial(_unstride, strides=strides, pads=pads)
+  unstrided_x, unstrided_kernel, unstrided_pads = unstrided(x, kernel)
+  kernel_bar, bias_bar = _unstrided_to_parameters(
+    unstrided_x, unstrided_kernel, outputs, cotangent, unstrided_pads
+  )
+  (kernel_bar,) = jax.linear_transpose(lambda k: unstrided(x, k)[1], kernel)(kernel_bar)
+  return kernel_bar, bias_bar
+
+
+def _unstride(
+  x: types.Array, kernel: types.Array, strides: Any, pads: Padding
+) -> tuple[types.Array, types.Array, Padding]:
+  """Returns images, kernel and padding whose convolution at stride 1 is the given one."""
+  if strides == (1, 1):
+    return x, kernel, pads
+  return *_space_to_depth(x, kernel, strides, pads), ((0, 0), (0, 0))
 
 
 def _space_to_depth(x: types.Array, kernel: types.Array, strides: Any, pads: Padding) -> Any:
@@ -215,14 +350,16 @@ def _space_to_depth(x: types.Array, kernel: types.Array, strides: Any, pads: Pad
   return x.reshape(b, h // s, w // t, -1), kernel.reshape(i // s, j // t, -1, o)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _unstrided(x: types.Array, kernel: types.Array, pads: Padding) -> types.Array:
+def _unstrided(
+  x: types.Array, kernel: types.Array, bias: types.Array | None, pads: Padding, rectify: bool
+) -> types.Array:
   tile = _tile_width(x.shape[2] + sum(pads[1]) - kernel.shape[1] + 1, kernel.shape[3])
   matrix = _banded(kernel, tile)
 
   def convolve_chunk(chunk: types.Array) -> types.Array:
     patches, shape = _patches(chunk, kernel.shape, tile, pads)
-    return (patches.astype(kernel.dtype) @ matrix).reshape(shape)
+    outputs = (patches.astype(kernel.dtype) @ matrix).reshape(shape)
+    return _activated(outputs, bias, rectify)
 
   num_chunks = _num_chunks(x, kernel.shape, tile, pads)
   if num_chunks == 1:
@@ -231,43 +368,38 @@ def _unstrided(x: types.Array, kernel: types.Array, pads: Padding) -> types.Arra
   return outputs.reshape(x.shape[0], *outputs.shape[2:])
 
 
-def _unstrided_forward(x: types.Array, kernel: types.Array, pads: Padding) -> Any:
-  return _unstrided(x, kernel, pads), (x, kernel)
-
-
-def _unstrided_backward(pads: Padding, residuals: Any, cotangent: types.Array) -> Any:
-  x, kernel = residuals
+def _unstrided_to_parameters(
+  x: types.Array,
+  kernel: types.Array,
+  outputs: types.Array | None,
+  cotangent: types.Array,
+  pads: Padding,
+) -> tuple[types.Array, types.Array]:
   tile = _tile_width(cotangent.shape[2], kernel.shape[3])
 
-  def matrix_gradient(chunk: types.Array, cotangent: types.Array) -> types.Array:
+  def of_chunk(chunk: Any) -> tuple[types.Array, types.Array]:
+    x, outputs, cotangent = chunk
+    cotangent = _rectified(cotangent, outputs)
     # The patches are built again: to keep them costs more memory traffic than to copy them.
-    patches, _ = _patches(chunk, kernel.shape, tile, pads)
+    patches, _ = _patches(x, kernel.shape, tile, pads)
     patches = patches.astype(kernel.dtype)
-    return patches.T @ cotangent.reshape(patches.shape[0], -1)
+    # The narrow matrix is turned, and the sum is of this shape too: to turn the patches is slow.
+    matrix_bar = cotangent.reshape(patches.shape[0], -1).T @ patches
+    return matrix_bar, cotangent.sum((0, 1, 2))
 
   num_chunks = _num_chunks(x, kernel.shape, tile, pads)
+  chunks = (x, outputs, cotangent)
   if num_chunks == 1:
-    matrix_bar = matrix_gradient(x, cotangent)
+    matrix_bar, bias_bar = of_chunk(chunks)
   else:
-    matrix_bar, _ = lax.scan(
-      lambda total, chunk: (total + matrix_gradient(*chunk), None),
-      jnp.zeros_like(_banded(kernel, tile)),
-      (_split(x, num_chunks), _split(cotangent, num_chunks)),
+    first = jax.eval_shape(of_chunk, jax.tree.map(lambda x: _split(x, num_chunks)[0], chunks))
+    (matrix_bar, bias_bar), _ = lax.scan(
+      lambda total, chunk: (jax.tree.map(jnp.add, total, of_chunk(chunk)), None),
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first),
+      jax.tree.map(lambda x: _split(x, num_chunks), chunks),
     )
-  (kernel_bar,) = jax.linear_transpose(lambda k: _banded(k, tile), kernel)(matrix_bar)
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    return None, kernel_bar
-  # The gradient to the inputs is a convolution with the kernel turned round: again one product,
-  # where the transpose of the copies would be a sum of as many padded arrays.
-  full_pads = tuple(
-    (size - 1 - low, size - 1 - high)
-    for size, (low, high) in zip(kernel.shape[:2], pads, strict=True)
-  )
-  x_bar = _unstrided(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), full_pads)
-  return x_bar, kernel_bar
-
-
-_unstrided.defvjp(_unstrided_forward, _unstrided_backward)
+  (kernel_bar,) = jax.linear_transpose(lambda k: _banded(k, tile), kernel)(matrix_bar.T)
+  return kernel_bar, bias_bar
 
 
 def _tile_width(width: int, features: int) -> int:
@@ -278,12 +410,14 @@ def _tile_width(width: int, features: int) -> int:
 
 
 def _num_chunks(x: types.Array, kernel_shape: tuple[int, ...], tile: int, pads: Padding) -> int:
-  """Returns the least divisor of the batch that lets the patches of a chunk stay in the cache."""
+  """Returns the least divisor of the batch that lets the patches of a chunk stay in the cache, or 1."""
   size = x.shape[0]
   shape = jax.eval_shape(lambda x: _patches(x, kernel_shape, tile, pads)[0], x).shape
   matrix_elements = shape[1] * tile * kernel_shape[3]
   most = max(_MAX_PATCH_ELEMENTS, _MIN_PATCHES_TO_MATRIX * matrix_elements)
-  for num_chunks in range(1, size + 1):
+  if math.prod(shape) <= (_MIN_CHUNKS - 1) * most:
+    return 1
+  for num_chunks in range(_MIN_CHUNKS, size + 1):
     if size % num_chunks == 0 and math.prod(shape) <= num_chunks * most:
       return num_chunks
   return size

@@ -69,7 +69,7 @@ class _ByteDense(nn.Module):
   def __call__(self, inputs: types.Array) -> types.Array:
     kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-    return convolution.dense(inputs, kernel * self.input_scale) + bias
+    return convolution.dense(inputs, kernel) * self.input_scale + bias
 
 
 class ConvStack(nn.Module):
@@ -84,8 +84,8 @@ class ConvStack(nn.Module):
     """Maps `[B, H, W, C]` to `[B, H, W, channels[-1]]`."""
     scales = _first(self.input_scale)
     for channels in self.channels:
-      conv = convolution.Conv(channels, input_scale=next(scales))
-      images = _ACTIVATIONS[self.activation](conv(images))
+      activation = _ACTIVATIONS[self.activation]
+      images = convolution.Conv(channels, input_scale=next(scales), activation=activation)(images)
     return images
 
 
@@ -101,9 +101,14 @@ class NatureCNN(nn.Module):
     scales = _first(self.input_scale)
     for channels, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
       conv = convolution.Conv(
-        channels, (size, size), (stride, stride), padding="VALID", input_scale=next(scales)
+        channels,
+        (size, size),
+        (stride, stride),
+        padding="VALID",
+        input_scale=next(scales),
+        activation=_ACTIVATIONS[self.activation],
       )
-      images = _ACTIVATIONS[self.activation](conv(images))
+      images = conv(images)
     return images
 
 

@@ -1,3 +1,5 @@
+import types
+
 import flax.linen as nn
 import jax
 import jax.export
@@ -47,6 +49,52 @@ def test_outputs_and_gradients_equal_those_of_flax(case, value_and_gradients):
   ours, flax_conv, params, x = build(case)
   actual = jax.jit(value_and_gradients(ours))(params, x)
   assert_close(actual, jax.jit(value_and_gradients(flax_conv))(params, x))
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("limit", [1, 1 << 18])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_rectifier_is_part_of_it(monkeypatch, case, limit, use_bias, value_and_gradients):
+  """Whether the batch is cut or not, and by either lowering."""
+  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
+  monkeypatch.setattr(convolution, "_MIN_PATCHES_TO_MATRIX", 0)
+  _, _, params, x = build(case)
+  kernel_size, strides, padding, _, _, features = case
+  if not use_bias:
+    params = {"params": {"kernel": params["params"]["kernel"]}}
+  x = jnp.concatenate([x, -x])
+  given = (features, kernel_size, strides, padding)
+  ours = convolution.Conv(*given, use_bias=use_bias, activation=nn.relu)
+  flax_conv = nn.Conv(features, kernel_size, strides, padding, use_bias=use_bias)
+
+  def rectified(params, x):
+    return nn.relu(flax_conv.apply(params, x))
+
+  expected = jax.jit(value_and_gradients(types.SimpleNamespace(apply=rectified)))(params, x)
+  assert_close(jax.jit(value_and_gradients(ours))(params, x), expected)
+  for name in ("_as_matrix_product", "_product_to_inputs", "_product_to_parameters"):
+    default = name.replace("_as_matrix_product", "_as_convolution").replace(
+      "product", "convolution"
+    )
+    monkeypatch.setattr(convolution, name, getattr(convolution, default))
+  assert_close(jax.jit(value_and_gradients(ours))(params, x), expected)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 18])
+@pytest.mark.parametrize("dtype", [jnp.uint8, bool])
+def test_a_rectifier_behind_data(monkeypatch, dtype, limit):
+  """There the gradient is masked a chunk at a time."""
+  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
+  images = jax.random.randint(jax.random.key(0), (6, 5, 6, 3), 0, 2).astype(dtype)
+  ours, flax_conv = convolution.Conv(4, activation=nn.relu), nn.Conv(4, (3, 3))
+  params = ours.init(jax.random.key(1), images)
+  floats = images.astype(jnp.float32)
+
+  def loss(apply, x):
+    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(apply(p, x)))))(params)
+
+  expected = loss(lambda p, x: nn.relu(flax_conv.apply(p, x)), floats)
+  assert_close(loss(ours.apply, images), expected)
 
 
 @pytest.mark.parametrize("limit", [1, 500, 2000])
