@@ -1,6 +1,5 @@
 """The learner: a batch of unrolls, one update sharded over all processes, new parameters."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,21 +62,27 @@ class ShardedLearner:
     rest: Any = specs._replace(params=None)
     time_major: Any = P(None, AXIS)
     trajectory: Any = types.Trajectory(time_major, time_major, P(AXIS))
+    joined: Any = trajectory if unrolls_per_update > 1 else ()
     self._update = jax.jit(
       jax.shard_map(
         self._body,
         mesh=self.mesh,
-        in_specs=(P(), rest, P(), P(), [trajectory] * unrolls_per_update),
-        out_specs=(P(), rest, P()),
+        in_specs=(P(), rest, P(), P(), joined, [trajectory] * unrolls_per_update),
+        out_specs=(P(), rest, P(), joined),
         # See `learner`: the gradient of replicated parameters must stay local.
         check_vma=False,
       ),
       # Not the parameters: actors may still act with them.
-      donate_argnums=(1, 2),
+      donate_argnums=(1, 2, 4),
     )
     self._compiled: Any = None
     self._metrics: Any = None
     self._no_sums: Callable[[], Any]
+    # Where several unrolls are put side by side, update after update: fresh memory would cost a CPU
+    # more than the copies.
+    self._joined: Any = None
+    self._joined_shardings = sharding.on_mesh(self.mesh, joined)
+    self._new_joined: Callable[[], Any]
 
   def init(self, seed: int) -> SebulbaState:
     """Returns the state at the beginning of a run, on every learner device."""
@@ -118,7 +123,12 @@ class ShardedLearner:
     params, rest = state.learner.params, state.learner._replace(params=None)
     if sums is None:
       sums = self._no_sums()
-    params, rest, sums = self._compiled(params, rest, sums, state.key, trajectories)
+    joined, self._joined = self._joined, None
+    if joined is None:
+      joined = self._new_joined()
+    params, rest, sums, self._joined = self._compiled(
+      params, rest, sums, state.key, joined, trajectories
+    )
     return SebulbaState(rest._replace(params=params), state.key), sums
 
   def compile(self, state: SebulbaState, trajectories: list[types.Trajectory]) -> None:
@@ -126,13 +136,17 @@ class ShardedLearner:
     if self._compiled is not None:
       return
     params, rest = state.learner.params, state.learner._replace(params=None)
-    self._metrics = jax.eval_shape(self._update, params, rest, None, state.key, trajectories)[2]
+    joined = jax.eval_shape(_room_for, trajectories)
+    joined = sharding.abstract(joined, self._joined_shardings)
+    self._new_joined = jax.jit(lambda: _zeros_like(joined), out_shardings=self._joined_shardings)
+    args = params, rest, None, state.key, joined, trajectories
+    self._metrics = jax.eval_shape(self._update, *args)[2]
     sums = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), self._metrics
     )
-    self._compiled = self._update.lower(params, rest, sums, state.key, trajectories).compile()
-    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), self._metrics)
-    self._no_sums = jax.jit(zeros, out_shardings=self.replicated)
+    args = params, rest, sums, state.key, joined, trajectories
+    self._compiled = self._update.lower(*args).compile()
+    self._no_sums = jax.jit(lambda: _zeros_like(self._metrics), out_shardings=self.replicated)
 
   def _init(self, seed: types.Array) -> SebulbaState:
     # The middle key is that of Anakin's environments; here they have seeds.
@@ -145,17 +159,20 @@ class ShardedLearner:
     rest: learner.LearnerState,
     sums: types.Metrics | None,
     key: types.Key,
+    joined: types.Trajectory | tuple[()],
     trajectories: list[types.Trajectory],
-  ) -> tuple[types.Params, learner.LearnerState, types.Metrics]:
+  ) -> tuple[types.Params, learner.LearnerState, types.Metrics, types.Trajectory | tuple[()]]:
     """One update of one device."""
     device_key = jax.random.split(key, self.mesh.size)[jax.lax.axis_index(AXIS)]
     _, learn_key = learner.update_keys(device_key, rest.num_updates)
+    if joined:
+      joined = _side_by_side(joined, trajectories)
     state, metrics = self._learner.update(
-      rest._replace(params=params), learn_key, _side_by_side(trajectories)
+      rest._replace(params=params), learn_key, joined or trajectories[0]
     )
     if sums is not None:
       metrics = jax.tree.map(jnp.add, sums, metrics)
-    return state.params, state._replace(params=None), metrics
+    return state.params, state._replace(params=None), metrics, joined
 
   def _join(self, axis: int, *shards: jax.Array) -> jax.Array:
     """Returns arrays of one device of this process each as one array over all, along `axis`."""
@@ -165,8 +182,26 @@ class ShardedLearner:
     return jax.make_array_from_single_device_arrays(tuple(shape), along, list(shards))
 
 
-def _side_by_side(trajectories: list[types.Trajectory]) -> types.Trajectory:
-  """Returns trajectories of B environments each as one of all their environments."""
+def _room_for(trajectories: list[types.Trajectory]) -> types.Trajectory | tuple[()]:
+  """Returns zeros of the shape of trajectories side by side, or () where there is one."""
   if len(trajectories) == 1:
-    return trajectories[0]
-  return types.map_batch(lambda axis, *xs: jnp.concatenate(xs, axis=axis), *trajectories)
+    return ()
+  return types.map_batch(lambda axis, *xs: jnp.zeros_like(jnp.concatenate(xs, axis)), *trajectories)
+
+
+def _side_by_side(
+  joined: types.Trajectory, trajectories: list[types.Trajectory]
+) -> types.Trajectory:
+  """Writes trajectories of B environments each into one of all their environments."""
+
+  def write(axis: int, whole: types.Array, *parts: types.Array) -> types.Array:
+    for i, part in enumerate(parts):
+      start = i * part.shape[axis]
+      whole = jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+    return whole
+
+  return types.map_batch(write, joined, *trajectories)
+
+
+def _zeros_like(shapes: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
