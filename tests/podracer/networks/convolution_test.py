@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from podracer.networks import convolution
+from podracer.networks import convolution, matrix_product
 
 CASES = [
   # kernel, strides, padding, image, channels, features
@@ -56,8 +56,8 @@ def test_outputs_and_gradients_equal_those_of_flax(case, value_and_gradients):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_rectifier_is_part_of_it(monkeypatch, case, limit, use_bias, value_and_gradients):
   """Whether the batch is cut or not, and by either lowering."""
-  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
-  monkeypatch.setattr(convolution, "_MIN_PATCHES_TO_MATRIX", 0)
+  monkeypatch.setattr(matrix_product, "_MAX_PATCH_ELEMENTS", limit)
+  monkeypatch.setattr(matrix_product, "_MIN_PATCHES_TO_MATRIX", 0)
   _, _, params, x = build(case)
   kernel_size, strides, padding, _, _, features = case
   if not use_bias:
@@ -72,11 +72,12 @@ def test_a_rectifier_is_part_of_it(monkeypatch, case, limit, use_bias, value_and
 
   expected = jax.jit(value_and_gradients(types.SimpleNamespace(apply=rectified)))(params, x)
   assert_close(jax.jit(value_and_gradients(ours))(params, x), expected)
-  for name in ("_as_matrix_product", "_product_to_inputs", "_product_to_parameters"):
-    default = name.replace("_as_matrix_product", "_as_convolution").replace(
-      "product", "convolution"
-    )
-    monkeypatch.setattr(convolution, name, getattr(convolution, default))
+  for name, default in {
+    "convolve": convolution._as_convolution,
+    "to_inputs": convolution._convolution_to_inputs,
+    "to_parameters": convolution._convolution_to_parameters,
+  }.items():
+    monkeypatch.setattr(matrix_product, name, default)
   assert_close(jax.jit(value_and_gradients(ours))(params, x), expected)
 
 
@@ -84,7 +85,7 @@ def test_a_rectifier_is_part_of_it(monkeypatch, case, limit, use_bias, value_and
 @pytest.mark.parametrize("dtype", [jnp.uint8, bool])
 def test_a_rectifier_behind_data(monkeypatch, dtype, limit):
   """There the gradient is masked a chunk at a time."""
-  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
+  monkeypatch.setattr(matrix_product, "_MAX_PATCH_ELEMENTS", limit)
   images = jax.random.randint(jax.random.key(0), (6, 5, 6, 3), 0, 2).astype(dtype)
   ours, flax_conv = convolution.Conv(4, activation=nn.relu), nn.Conv(4, (3, 3))
   params = ours.init(jax.random.key(1), images)
@@ -99,8 +100,8 @@ def test_a_rectifier_behind_data(monkeypatch, dtype, limit):
 
 @pytest.mark.parametrize("limit", [1, 500, 2000])
 def test_cutting_the_batch_changes_nothing(monkeypatch, limit, value_and_gradients):
-  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
-  monkeypatch.setattr(convolution, "_MIN_PATCHES_TO_MATRIX", 0)
+  monkeypatch.setattr(matrix_product, "_MAX_PATCH_ELEMENTS", limit)
+  monkeypatch.setattr(matrix_product, "_MIN_PATCHES_TO_MATRIX", 0)
   ours, flax_conv, params, x = build(((3, 3), (1, 1), "SAME", (3, 4), 3, 16))
   x = jnp.concatenate([x, 2.0 * x])
   actual = jax.jit(value_and_gradients(ours))(params, x)
@@ -216,8 +217,8 @@ def test_bools_equal_floats():
 @pytest.mark.parametrize("size", [1, 7, 24])
 @pytest.mark.parametrize("limit", [1, 10**6])
 def test_dense_of_bytes_equals_a_product_of_floats(monkeypatch, size, limit):
-  monkeypatch.setattr(convolution, "_MAX_PATCH_ELEMENTS", limit)
-  monkeypatch.setattr(convolution, "_MIN_PATCHES_TO_MATRIX", 0)
+  monkeypatch.setattr(matrix_product, "_MAX_PATCH_ELEMENTS", limit)
+  monkeypatch.setattr(matrix_product, "_MIN_PATCHES_TO_MATRIX", 0)
   inputs = jax.random.randint(jax.random.key(0), (size, 300), 0, 256).astype(jnp.uint8)
   kernel = jax.random.normal(jax.random.key(1), (300, 5)) / 300
 
