@@ -136,7 +136,7 @@ class ShardedLearner:
     if self._compiled is not None:
       return
     params, rest = state.learner.params, state.learner._replace(params=None)
-    joined = jax.eval_shape(_room_for, trajectories)
+    joined = () if len(trajectories) == 1 else jax.eval_shape(_concatenated, trajectories)
     joined = sharding.abstract(joined, self._joined_shardings)
     self._new_joined = jax.jit(lambda: _zeros_like(joined), out_shardings=self._joined_shardings)
     args = params, rest, None, state.key, joined, trajectories
@@ -182,17 +182,15 @@ class ShardedLearner:
     return jax.make_array_from_single_device_arrays(tuple(shape), along, list(shards))
 
 
-def _room_for(trajectories: list[types.Trajectory]) -> types.Trajectory | tuple[()]:
-  """Returns zeros of the shape of trajectories side by side, or () where there is one."""
-  if len(trajectories) == 1:
-    return ()
-  return types.map_batch(lambda axis, *xs: jnp.zeros_like(jnp.concatenate(xs, axis)), *trajectories)
+def _concatenated(trajectories: list[types.Trajectory]) -> types.Trajectory:
+  """Returns trajectories of B environments each as one of all their environments."""
+  return types.map_batch(lambda axis, *xs: jnp.concatenate(xs, axis), *trajectories)
 
 
 def _side_by_side(
   joined: types.Trajectory, trajectories: list[types.Trajectory]
 ) -> types.Trajectory:
-  """Writes trajectories of B environments each into one of all their environments."""
+  """Is `_concatenated` in the memory of `joined`."""
 
   def write(axis: int, whole: types.Array, *parts: types.Array) -> types.Array:
     for i, part in enumerate(parts):

@@ -177,24 +177,19 @@ def _convolve_backward(
 ) -> Any:
   del rectify
   x, kernel, bias, outputs = residuals
-  is_float = jnp.issubdtype(x.dtype, jnp.floating)
-  if is_float:
+  options = {"strides": strides, "pads": pads}
+  x_bar = None
+  if jnp.issubdtype(x.dtype, jnp.floating):
     # Two products read it. Where there is one, it is masked a chunk at a time.
     cotangent, outputs = matrix_product.rectified(cotangent, outputs), None
-
-  options = {"strides": strides, "pads": pads}
-  # Two choices, so that XLA drops the first where the inputs are data.
-  x_bar = (
-    lax.platform_dependent(
+    # A choice of its own, so that XLA drops it where the inputs are data.
+    x_bar = lax.platform_dependent(
       x,
       kernel,
       cotangent,
       cpu=functools.partial(matrix_product.to_inputs, **options),
       default=functools.partial(_convolution_to_inputs, **options),
     )
-    if is_float
-    else None
-  )
   kernel_bar, bias_bar = lax.platform_dependent(
     x,
     kernel,

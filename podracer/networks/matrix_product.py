@@ -172,10 +172,10 @@ def _unstrided_to_parameters(
   if num_chunks == 1:
     matrix_bar, bias_bar = of_chunk(chunks)
   else:
-    first = jax.eval_shape(of_chunk, jax.tree.map(lambda x: _split(x, num_chunks)[0], chunks))
+    zeros = jnp.zeros_like(_banded(kernel, tile).T), jnp.zeros_like(kernel[0, 0, 0])
     (matrix_bar, bias_bar), _ = lax.scan(
       lambda total, chunk: (jax.tree.map(jnp.add, total, of_chunk(chunk)), None),
-      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first),
+      zeros,
       jax.tree.map(lambda x: _split(x, num_chunks), chunks),
     )
   (kernel_bar,) = jax.linear_transpose(lambda k: _banded(k, tile), kernel)(matrix_bar.T)

@@ -55,7 +55,13 @@ def test_outputs_and_gradients_equal_those_of_flax(case, value_and_gradients):
   ("limit", "use_bias"),
   [(1, True), pytest.param(1 << 18, True, marks=pytest.mark.slow), (1 << 18, False)],
 )
-@pytest.mark.parametrize("case", [CASES[i] for i in (0, 2, 8, 10)], ids=str)
+@pytest.mark.parametrize(
+  "case",
+  [
+    pytest.param(case, id=str(case), marks=() if i in (0, 2, 8, 10) else pytest.mark.slow)
+    for i, case in enumerate(CASES)
+  ],
+)
 def test_a_rectifier_is_part_of_it(monkeypatch, case, limit, use_bias, value_and_gradients):
   """Whether the batch is cut or not, and by either lowering."""
   monkeypatch.setattr(matrix_product, "_MAX_PATCH_ELEMENTS", limit)
