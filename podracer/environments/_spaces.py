@@ -74,7 +74,8 @@ def to_observation(spec: Any, value: Any) -> types.Observation:
 def to_action(spec: types.ActionSpec, space: Any, action: np.ndarray) -> np.ndarray:
   """Returns a batch of our actions as the space wants them: its shape, its dtype, inside its bounds."""
   if isinstance(spec, types.DiscreteActions):
-    return (action + getattr(space, "start", 0)).astype(space.dtype, copy=False)
+    start = getattr(space, "start", 0)
+    return (action + start if start else action).astype(space.dtype, copy=False)
   # [B, k] -> [B, *shape]
   clipped = np.clip(action, np.asarray(spec.minimum), np.asarray(spec.maximum))
   return clipped.reshape(len(action), *space.shape).astype(space.dtype, copy=False)

@@ -15,8 +15,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from podracer import config, files
 
 LIBRARY = "envpool"
@@ -90,7 +88,7 @@ def make(name: str, **options: Any) -> Any:
   import envpool
 
   from podracer import host_environment, types
-  from podracer.environments import _adapt, _spaces
+  from podracer.environments import _adapt, _envpool_batches, _spaces
 
   # Said of the bounds of float64 spaces, by every pool that is made.
   warnings.filterwarnings("ignore", message=".*precision lowered by casting")
@@ -152,8 +150,9 @@ def make(name: str, **options: Any) -> Any:
       num_threads=host.num_threads,
       **arguments,
     )
-    cls = AsyncEnvPool if host.batch_size else EnvPool
-    return cls(pool, spec, action_space, len(seeds))
+    if host.batch_size:
+      return _envpool_batches.AsyncEnvPool(pool, spec, action_space, len(seeds), host.batch_size)
+    return _envpool_batches.EnvPool(pool, spec, action_space, len(seeds))
 
   return host_environment.HostFactory(
     spec=spec,
@@ -185,86 +184,3 @@ def _observation_spec(name: str, space: Any) -> Any:
     image: types.ArraySpec = spec["image"]
     return {**spec, "image": image._replace(maximum=10.0)}
   return spec
-
-
-class EnvPool:
-  """A synchronous pool as a `host_environment.HostEnvironment`."""
-
-  def __init__(self, pool: Any, spec: Any, action_space: Any, num_environments: int):
-    self.spec = spec
-    self.num_environments = num_environments
-    self._pool = pool
-    self._space = action_space
-    self._was_last = np.zeros((num_environments,), bool)
-
-  def reset(self) -> Any:
-    """See HostEnvironment."""
-    observation, _ = self._pool.reset()
-    zeros = np.zeros((self.num_environments,), np.float32)
-    # As after a LAST: FIRST, with reward 0 and discount 1.
-    everywhere = np.ones((self.num_environments,), bool)
-    self._was_last = ~everywhere
-    return self._timestep(everywhere, zeros, ~everywhere, ~everywhere, observation)
-
-  def step(self, action: np.ndarray) -> Any:
-    """See HostEnvironment."""
-    from podracer.environments import _spaces
-
-    action = _spaces.to_action(self.spec.action, self._space, action)
-    observation, reward, terminated, truncated, info = self._pool.step(action)
-    # Atari clips its rewards where asked to; the true ones are beside them.
-    reward = info.get("reward", reward)
-    timestep = self._timestep(self._was_last, reward, terminated, truncated, observation)
-    self._was_last = terminated | truncated
-    return timestep
-
-  def render(self) -> np.ndarray:
-    """See HostEnvironment."""
-    return np.asarray(self._pool.render(0))[0]
-
-  def close(self) -> None:
-    """See HostEnvironment."""
-    self._pool.close()
-
-  def _timestep(
-    self,
-    was_last: np.ndarray,
-    reward: np.ndarray,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
-    observation: Any,
-  ) -> Any:
-    from podracer import host_environment
-    from podracer.environments import _spaces
-
-    observation = _spaces.to_observation(self.spec.observation, observation)
-    return host_environment.make_timestep(was_last, reward, terminated, truncated, observation)
-
-
-class AsyncEnvPool(EnvPool):
-  """A pool as a `host_environment.AsyncHostEnvironment`."""
-
-  def __init__(self, pool: Any, spec: Any, action_space: Any, num_environments: int):
-    super().__init__(pool, spec, action_space, num_environments)
-    self.batch_size = pool.config["batch_size"]
-
-  def start(self) -> None:
-    """See AsyncHostEnvironment."""
-    # The first time steps are FIRST: as if the ones before had been LAST.
-    self._was_last[:] = True
-    self._pool.async_reset()
-
-  def receive(self) -> tuple[Any, np.ndarray]:
-    """See AsyncHostEnvironment."""
-    observation, reward, terminated, truncated, info = self._pool.recv()
-    index = np.asarray(info["env_id"])
-    reward = info.get("reward", reward)
-    timestep = self._timestep(self._was_last[index], reward, terminated, truncated, observation)
-    self._was_last[index] = terminated | truncated
-    return timestep, index
-
-  def send(self, action: np.ndarray, index: np.ndarray) -> None:
-    """See AsyncHostEnvironment."""
-    from podracer.environments import _spaces
-
-    self._pool.send(_spaces.to_action(self.spec.action, self._space, action), index)

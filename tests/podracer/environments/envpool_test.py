@@ -131,6 +131,35 @@ def test_a_course_depends_on_its_seed_only_in_any_mode(make):
     jax.tree.map(np.testing.assert_array_equal, alone, jax.tree.map(lambda x, i=i: x[:, i], course))
 
 
+@pytest.mark.parametrize(
+  ("name", "action", "options"),
+  [
+    ("CartPole-v1", np.ones(2, np.int64), {"max_episode_steps": 9}),
+    ("Pendulum-v1", np.full((2, 1), 0.5), {"max_episode_steps": 9}),
+    ("MiniGrid-Empty-5x5-v0", np.full(2, 2), {"max_steps": 9}),
+    ("Pong-v5", np.full(2, 3), {}),
+  ],
+)
+def test_a_step_is_what_the_step_of_envpool_says(make, name, action, options):
+  host = make(name, **options)
+  # The same of another pool of the same seeds.
+  pool = make(name, **options)._pool
+  observation, _ = pool.reset()
+  jax.tree.map(np.testing.assert_array_equal, host.reset().observation, observation)
+  was_done, num_ends = np.zeros(2, bool), 0
+  for _ in range(30):
+    timestep = host.step(action)
+    dtype = pool.action_space.dtype
+    observation, reward, terminated, truncated, _ = pool.step(action.astype(dtype))
+    jax.tree.map(np.testing.assert_array_equal, timestep.observation, observation)
+    np.testing.assert_array_equal(timestep.reward, np.where(was_done, 0, reward))
+    np.testing.assert_array_equal(timestep.discount == 0, terminated)
+    was_done = terminated | truncated
+    np.testing.assert_array_equal(timestep.step_type == LAST, was_done)
+    num_ends += was_done.sum()
+  assert num_ends > 0 or name == "Pong-v5"
+
+
 @pytest.mark.parametrize("name", ["CartPole-v1", "Breakout-v5"])
 def test_what_was_returned_is_not_written_again(make, name):
   host = make(name)
