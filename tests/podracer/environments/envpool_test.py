@@ -136,7 +136,7 @@ def test_a_course_depends_on_its_seed_only_in_any_mode(make):
   [
     ("CartPole-v1", np.ones(2, np.int64), {"max_episode_steps": 9}),
     ("Pendulum-v1", np.full((2, 1), 0.5), {"max_episode_steps": 9}),
-    ("MiniGrid-Empty-5x5-v0", np.full(2, 2), {"max_steps": 9}),
+    ("MiniGrid-Empty-5x5-v0", np.full(2, 2), {"max_episode_steps": 9}),
     ("Pong-v5", np.full(2, 3), {}),
   ],
 )
