@@ -447,8 +447,9 @@ def compute_digests(tree: Any) -> Any:
   A single change is always found; of others one in 2^32 is missed. The sum wraps around, so the
   sharding does not matter.
   """
-  # A program for each shape, of which an optimiser's state repeats most, compiles faster than one.
-  return jax.tree.map(int, jax.device_get(jax.tree.map(_digest, tree)))
+  # A program for each shape, of which an optimiser's state repeats most, compiles faster than one. Each is
+  # awaited: of a sharded array it is a collective, and once 32 programs wait for a CPU device XLA may hang.
+  return jax.tree.map(lambda x: int(_digest(x)), tree)
 
 
 @jax.jit

@@ -382,6 +382,27 @@ def test_arrays_sharded_over_four_devices_come_back_on_four_and_on_one(tmp_path)
   assert "restored 1" in one.stdout, one.stderr
 
 
+MANY_SHARDED = """
+import faulthandler
+import jax, numpy as np
+from podracer import checkpoint
+
+faulthandler.dump_traceback_later(60, exit=True)
+jax.config.update("jax_num_cpu_devices", 2)
+mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))
+sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+leaves = [jax.device_put(np.arange(256 * (1 + i % 3)), sharding) for i in range(60)]
+first = checkpoint.compute_digests(leaves)
+assert all(checkpoint.compute_digests(leaves) == first for _ in range(300))
+print("digested")
+"""
+
+
+def test_a_state_of_many_sharded_leaves_is_digested_on_devices_that_are_cores():
+  # With as many devices as cores this hung, mostly within a hundred rounds.
+  assert "digested" in run_python(MANY_SHARDED, XLA_FLAGS="").stdout
+
+
 DISK_FULL = """
 import pathlib, resource, signal, sys
 import jax
