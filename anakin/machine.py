@@ -243,8 +243,8 @@ class Anakin:
   ) -> tuple[AnakinState, CallTotals]:
     """`num_updates` updates of one device."""
     _, steps, metrics, unroll = jax.eval_shape(self._update, state)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (steps, metrics))
-    room = jax.tree.map(lambda x: jnp.zeros((self._updates_per_call, *x.shape), x.dtype), unroll)
+    zeros = types.zeros_like((steps, metrics))
+    room = types.zeros_like(unroll, (self._updates_per_call,))
 
     def body(i: types.Array, carry: Any) -> Any:
       state, sums, recorded = carry

@@ -352,7 +352,7 @@ def _replay_updates(
   _, metrics = jax.eval_shape(learn, carry)
 
   def wait(carry: tuple[LearnerState, Any]) -> tuple[tuple[LearnerState, Any], types.Metrics]:
-    return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+    return carry, types.zeros_like(metrics)
 
   (state, kept), metrics = jax.lax.cond(replay.can_sample(kept), learn, wait, carry)
   return state._replace(replay=kept), metrics

@@ -201,10 +201,10 @@ def first_environments(trajectory: Trajectory, size: int) -> Any:
   return map_batch(lambda axis, x: jax.lax.slice_in_dim(x, 0, size, axis=axis), bare)
 
 
-def zeros_like_spec(spec: Any, batch_shape: tuple[int, ...] = ()) -> Observation:
-  """Returns a pytree of zeros, `[*batch_shape, *shape]`, for a pytree of ArraySpec."""
+def zeros_like(tree: Any, batch_shape: tuple[int, ...] = ()) -> Any:
+  """Returns zeros, `[*batch_shape, *shape]`, for a pytree of ArraySpec, jax.ShapeDtypeStruct or arrays."""
   return jax.tree.map(
-    lambda leaf: jnp.zeros((*batch_shape, *leaf.shape), leaf.dtype), spec, is_leaf=is_array_spec
+    lambda leaf: jnp.zeros((*batch_shape, *leaf.shape), leaf.dtype), tree, is_leaf=is_array_spec
   )
 
 
@@ -214,7 +214,7 @@ def zero_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:
     step_type=jnp.zeros((batch_size,), jnp.int8),
     reward=jnp.zeros((batch_size,)),
     discount=jnp.ones((batch_size,)),
-    observation=zeros_like_spec(spec.observation, (batch_size,)),
+    observation=zeros_like(spec.observation, (batch_size,)),
   )
 
 

@@ -92,19 +92,11 @@ def make_programs(
     return jax.random.split(learner.update_keys(key, index)[0], length)
 
   def new_storage() -> Storage:
-    upload = Upload(
-      numbers=jnp.zeros((3, batch_size)),
-      observation=types.zeros_like_spec(spec.observation, (batch_size,)),
-    )
     output, _ = agent_lib.output_shapes(agent, spec, batch_size)
-
-    def zeros(num: int, tree: Any) -> Any:
-      return jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), tree)
-
     return Storage(
-      numbers=zeros(length + 1, upload.numbers),
-      observation=zeros(length + 1, upload.observation),
-      actor_outputs=zeros(length, output),
+      numbers=jnp.zeros((length + 1, 3, batch_size)),
+      observation=types.zeros_like(spec.observation, (length + 1, batch_size)),
+      actor_outputs=types.zeros_like(output, (length,)),
     )
 
   def act(

@@ -138,7 +138,9 @@ class ShardedLearner:
     params, rest = state.learner.params, state.learner._replace(params=None)
     joined = () if len(trajectories) == 1 else jax.eval_shape(_concatenated, trajectories)
     joined = sharding.abstract(joined, self._joined_shardings)
-    self._new_joined = jax.jit(lambda: _zeros_like(joined), out_shardings=self._joined_shardings)
+    self._new_joined = jax.jit(
+      lambda: types.zeros_like(joined), out_shardings=self._joined_shardings
+    )
     args = params, rest, None, state.key, joined, trajectories
     self._metrics = jax.eval_shape(self._update, *args)[2]
     sums = jax.tree.map(
@@ -146,7 +148,7 @@ class ShardedLearner:
     )
     args = params, rest, sums, state.key, joined, trajectories
     self._compiled = self._update.lower(*args).compile()
-    self._no_sums = jax.jit(lambda: _zeros_like(self._metrics), out_shardings=self.replicated)
+    self._no_sums = jax.jit(lambda: types.zeros_like(self._metrics), out_shardings=self.replicated)
 
   def _init(self, seed: types.Array) -> SebulbaState:
     # The middle key is that of Anakin's environments; here they have seeds.
@@ -199,7 +201,3 @@ def _side_by_side(
     return whole
 
   return types.map_batch(write, joined, *trajectories)
-
-
-def _zeros_like(shapes: Any) -> Any:
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

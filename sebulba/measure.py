@@ -86,7 +86,7 @@ def inference_speed(machine: machine_lib.Sebulba, seconds: float) -> float:
     step_type=np.ones((size,), np.int8),  # type: ignore[arg-type]
     reward=np.zeros((size,), np.float32),  # type: ignore[arg-type]
     discount=np.ones((size,), np.float32),  # type: ignore[arg-type]
-    observation=types.to_numpy(types.zeros_like_spec(spec.observation, (size,))),
+    observation=types.to_numpy(types.zeros_like(spec.observation, (size,))),
   )
 
   def make(device: jax.Device) -> Callable[[], None]:

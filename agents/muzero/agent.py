@@ -44,7 +44,7 @@ def make_agent(config: muzero_config.MuZeroConfig, spec: types.EnvironmentSpec) 
   searches = {explore: _make_search(config, parts, explore) for explore in (True, False)}
 
   def init(key: types.Key) -> types.Params:
-    observation = types.zeros_like_spec(spec.observation, (1,))
+    observation = types.zeros_like(spec.observation, (1,))
     params: dict[str, Any] = {
       "model": parts.model.init(key, observation, jnp.zeros((1,), jnp.int32))
     }

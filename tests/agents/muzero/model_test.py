@@ -37,7 +37,7 @@ def make(spec, config, num_codes=0):
 
   model = model_lib.Model(NETWORK, config, spec, num_codes)
   rng = np.random.default_rng(0)
-  arguments = (types.zeros_like_spec(spec.observation, (1,)), jnp.zeros((1,), jnp.int32))
+  arguments = (types.zeros_like(spec.observation, (1,)), jnp.zeros((1,), jnp.int32))
   shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments)
   return model, jax.tree.map(draw, shapes)
 
@@ -232,7 +232,7 @@ def test_what_chance_does(name):
 def test_large_images_become_small_planes(shape, planes, mask):
   spec = spec_of(shape, BYTES, mask)
   model = model_lib.Model(NETWORK, config_of(), spec)
-  observation = types.zeros_like_spec(spec.observation, (BATCH,))
+  observation = types.zeros_like(spec.observation, (BATCH,))
   action = jnp.zeros((BATCH,), jnp.int32)
 
   def all_of_it(key):

@@ -21,7 +21,7 @@ def build(action_spec=DISCRETE, observation=OBSERVATION, **config):
   step_type = jnp.full((T, B), types.MID, jnp.int8).at[0, :2].set(types.FIRST)
   step_type = step_type.at[3, 1].set(types.LAST).at[4, 1].set(types.FIRST)
   step_type = step_type.at[T - 1, 2].set(types.FIRST)
-  observations = types.zeros_like_spec(observation, (T, B))
+  observations = types.zeros_like(observation, (T, B))
   timesteps = types.TimeStep(
     step_type=step_type,
     reward=3.0 * jax.random.normal(keys[0], (T, B)),

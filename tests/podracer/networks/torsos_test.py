@@ -16,7 +16,7 @@ def array(*shape, dtype=jnp.float32, minimum=None, maximum=None):
 
 def build(spec, batch_size=3, num_tasks=1, **config):
   torso = torsos.make_torso(config_lib.NetworkConfig(**{**SMALL, **config}), spec, num_tasks)
-  observation = types.zeros_like_spec(spec, (batch_size,))
+  observation = types.zeros_like(spec, (batch_size,))
   return torso, jax.jit(torso.init)(jax.random.key(0), observation), observation
 
 
