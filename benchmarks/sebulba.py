@@ -12,7 +12,7 @@ import numpy as np
 
 from podracer import config as config_lib
 from podracer import environments, host_environment, sebulba
-from podracer.agents import impala
+from podracer.agents import impala, muzero
 from podracer.sebulba import machine as machine_lib
 from podracer.sebulba import measure
 
@@ -21,6 +21,20 @@ NETWORKS = {
   "mlp": config_lib.NetworkConfig(torso="mlp", hidden_sizes=(64, 64), activation="tanh"),
   "nature_cnn": config_lib.NetworkConfig(torso="nature_cnn", hidden_sizes=(512,)),
 }
+
+
+def make_agent(args, spec):
+  """Agent and configuration; MuZero is that of `muzero.py`."""
+  if args.agent == "impala":
+    config = impala.ImpalaConfig(network=NETWORKS[args.network])
+    return impala.make_agent(config, spec), config
+  config = muzero.MuZeroConfig(
+    num_minibatches=8,
+    network=config_lib.NetworkConfig(hidden_sizes=(64,)),
+    model=muzero.ModelConfig(latent_size=64, hidden_sizes=(64,)),
+    search=muzero.SearchConfig(num_simulations=25),
+  )
+  return muzero.make_agent(config, spec), config
 
 
 def raw_speed(factory, num_environments, num_threads, seconds, batch_size=0):
@@ -71,7 +85,8 @@ def sebulba_speed(machine, seconds, seed):
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--env", default="envpool:CartPole-v1")
-  parser.add_argument("--network", choices=NETWORKS, default="mlp")
+  parser.add_argument("--agent", choices=("impala", "muzero"), default="impala")
+  parser.add_argument("--network", choices=NETWORKS, default="mlp", help="of impala")
   parser.add_argument("--num_environments", type=int, default=64)
   parser.add_argument("--threads", type=int, default=2, help="actor threads")
   parser.add_argument("--environment_threads", type=int, default=0)
@@ -86,7 +101,7 @@ def main():
   args = parser.parse_args()
 
   factory = environments.make(args.env)
-  agent_config = impala.ImpalaConfig(network=NETWORKS[args.network])
+  agent, agent_config = make_agent(args, factory.spec)
   machine_config = sebulba.SebulbaConfig(
     num_environments=args.num_environments,
     unroll_length=args.unroll_length,
@@ -97,7 +112,7 @@ def main():
     updates_per_report=args.updates_per_report or max(1, 20_000 // args.num_environments // 20),
   )
   machine = machine_lib.Sebulba(
-    impala.make_agent(agent_config, factory.spec),
+    agent,
     factory,
     agent_config,
     machine_config,
