@@ -78,8 +78,13 @@ def array_spec(shape: Any, dtype: Any, minimum: Any = None, maximum: Any = None)
 
 
 def box_actions(low: Any, high: Any, shape: Any) -> types.ContinuousActions:
-  """Returns the actions of a box, flat."""
-  low, high = (np.broadcast_to(np.asarray(bound), shape).reshape(-1) for bound in (low, high))
+  """Returns the actions of a box, flat; without a bound where it is none of float32's numbers."""
+  low, high = (
+    np.broadcast_to(
+      np.where(np.abs(bound) > np.finfo(np.float32).max, np.copysign(np.inf, bound), bound), shape
+    ).reshape(-1)
+    for bound in (low, high)
+  )
   return types.ContinuousActions(minimum=tuple(low.tolist()), maximum=tuple(high.tolist()))
 
 
