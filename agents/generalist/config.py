@@ -32,6 +32,9 @@ class GeneralistConfig(config.LearnerConfig):
   """Share of the sequences that another episode of the same teacher stands in front of."""
   num_prompts: int = 4
   """Demonstrations of each task kept to act with; 0 acts without a prompt."""
+  reads_actions: bool = True
+  """False hides from the decoder what was done. Experts mostly do what they did the step before, and what
+  copies that is right most of the time and yet can't act: the copycat problem (Wen et al. 2020)."""
   histories: bool = False
   """Algorithm distillation: learn from learning histories across episodes, with the rewards as tokens,
   without prompts, and without a reset of the context where an episode begins."""
@@ -51,6 +54,10 @@ class GeneralistConfig(config.LearnerConfig):
     config.check(
       self.width % (2 * self.num_heads) == 0,
       f"width={self.width} must be a multiple of twice num_heads={self.num_heads}",
+    )
+    config.check(
+      self.reads_actions or not self.histories,
+      "histories needs reads_actions: how to get better shows in what was done",
     )
     config.check(
       self.num_minibatches * self.num_epochs == 1,

@@ -214,10 +214,13 @@ class Decoder(nn.Module):
     Returns:
       `[B, S * K', width]`.
     """
-    num_tokens = tokens.ids.shape[-1]
+    ids, num_tokens = tokens.ids, tokens.ids.shape[-1]
     roles = tokeniser.local_positions(layout, self.sizes)[start : start + num_tokens]
+    if not self.config.reads_actions:
+      is_action = np.arange(start, start + num_tokens) >= layout.action_start
+      ids = jnp.where(is_action, tokeniser.SEPARATOR, ids)
     # Scaled to 1 as in Vaswani et al. (2017), section 3.4: the outputs share the matrix.
-    x = (self._table()[tokens.ids] + self.roles[jnp.asarray(roles)]) * math.sqrt(self.config.width)
+    x = (self._table()[ids] + self.roles[jnp.asarray(roles)]) * math.sqrt(self.config.width)
     places = tokeniser.patch_places(layout) if start == 0 else ()
     if places:
       kernel = self.patches[: layout.num_channels]

@@ -113,16 +113,23 @@ def mean_of_bins(logits):
   return np.clip(probs @ np.asarray(tokeniser.from_bins(jnp.arange(1024))), -1.0, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["discrete", "continuous", "histories", "without prompt"])
+KINDS = ["discrete", "continuous", "histories", "without prompt", "without actions"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_acting_is_the_whole_pass_over_what_is_remembered(small, kind):
   """Through resets, at rows of their own lengths, and beyond a window of three steps and more."""
-  settings = small(context=16, histories=kind == "histories")
+  settings = small(
+    context=16, histories=kind == "histories", reads_actions=kind != "without actions"
+  )
   action = types.DiscreteActions(3)
   layout = vector_layout(has_reward=settings.histories)
   if kind == "continuous":
     action = types.ContinuousActions((-1.0, -1.0), (1.0, 2.0))
     layout = vector_layout(num_actions=0, action_size=2)
-  shown = make_demonstrations(layout) if kind in ("discrete", "continuous") else None
+  shown = (
+    make_demonstrations(layout) if kind in ("discrete", "continuous", "without actions") else None
+  )
   actor = agent_lib.make_actor(settings, {"task": layout}, "task", vector_spec(action), shown)
   params = jax.jit(actor.init)(jax.random.key(0))
   timesteps = make_course()
@@ -142,6 +149,22 @@ def test_acting_is_the_whole_pass_over_what_is_remembered(small, kind):
         taken = found.action[begin:end, row].reshape(end - begin, -1)[:, 0]
         # A continuous action is the middle of the bin of the mean: less than half a bin away.
         assert explore or np.allclose(taken, best, rtol=0.0105, atol=2e-3)
+
+
+@pytest.mark.parametrize("reads_actions", [True, False])
+def test_what_was_done_is_read_or_hidden(small, reads_actions):
+  settings, layout = small(context=16, reads_actions=reads_actions), vector_layout()
+  agent = generalist.make_agent(settings, {"task": layout})
+  params = jax.jit(agent.init)(jax.random.key(0))
+  read = make_whole_pass(settings, layout)
+  observation = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+  one, other = (
+    read(params, {"observation": observation, "action": np.full(4, action, np.int32)})
+    for action in (0, 2)
+  )
+  np.testing.assert_array_equal(one[0], other[0])  # In front of the first there is none.
+  is_same = np.all(one[1:] == other[1:], axis=-1)
+  assert not is_same.any() if reads_actions else is_same.all()
 
 
 def test_actions_are_valid_whatever_the_network_likes(small):
