@@ -34,6 +34,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
   parser.add_argument("--controls", action="store_true")
   parser.add_argument("--data", nargs="*", default=["data/three"])
+  parser.add_argument("--no_reads_actions", action="store_true", help="of the controls")
   parser.add_argument("--updates", type=int, default=600)
   parser.add_argument("--episodes", type=int, default=64)
   return parser.parse_args()
@@ -191,6 +192,7 @@ def controls(flags: argparse.Namespace) -> None:
     context=flags.context,
     learning_rate=2e-3,
     num_prompts=0,
+    reads_actions=not flags.no_reads_actions,
   )
   datasets = generalist_tasks.select(flags.data, (), ("norm80",))
   tasks = {name: generalist_tasks.describe(d, config) for name, d in datasets.items()}
