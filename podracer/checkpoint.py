@@ -448,7 +448,8 @@ def compute_digests(tree: Any) -> Any:
   sharding does not matter.
   """
   # A program for each shape, of which an optimiser's state repeats most, compiles faster than one. Each is
-  # awaited: of a sharded array it is a collective, and once 32 programs wait for a CPU device XLA may hang.
+  # awaited, since of a sharded array it is a collective. XLA's CPU client lets 32 programs a device wait; the
+  # next blocks a thread of the pool that the collectives need, which has as many as there are cores.
   return jax.tree.map(lambda x: int(_digest(x)), tree)
 
 

@@ -198,7 +198,7 @@ def _check_array(
 
 
 def _is_finite(array: np.ndarray) -> bool:
-  # To count is several times faster than `all`, and this is done at every step.
+  # To count is faster than `all` on small arrays, as most are that are checked at every step.
   return np.count_nonzero(np.isfinite(array)) == array.size
 
 
@@ -212,10 +212,10 @@ def make_timestep(
   """Returns the time steps of environments that themselves reset on the step after the last.
 
   Args:
-    was_last: `[B]`, True where the time step before was LAST, so that this one is a reset.
+    was_last: `[B]` bool, True where the time step before was LAST, so that this one is a reset.
     reward: `[B]`.
-    terminated: `[B]`, the episode ended.
-    truncated: `[B]`, it was cut.
+    terminated: `[B]` bool, the episode ended.
+    truncated: `[B]` bool, it was cut.
     observation: `[B, ...]`.
   """
   is_last = terminated | truncated
@@ -227,7 +227,12 @@ def make_timestep(
     discount[terminated] = 0.0
     step_type[was_last] = types.FIRST
     reward[was_last], discount[was_last] = 0.0, 1.0
-  return types.TimeStep(step_type, reward, discount, observation)  # type: ignore[arg-type]
+  return types.TimeStep(
+    step_type=step_type,  # type: ignore[arg-type]
+    reward=reward,  # type: ignore[arg-type]
+    discount=discount,  # type: ignore[arg-type]
+    observation=observation,
+  )
 
 
 class JaxPrograms(NamedTuple):

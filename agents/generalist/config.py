@@ -33,8 +33,9 @@ class GeneralistConfig(config.LearnerConfig):
   num_prompts: int = 4
   """Demonstrations of each task kept to act with; 0 acts without a prompt."""
   reads_actions: bool = True
-  """False hides from the decoder what was done. Experts mostly do what they did the step before, and what
-  copies that is right most of the time and yet can't act: the copycat problem (Wen et al. 2020)."""
+  """False hides actions from the decoder. An expert mostly does what it did the step before; a decoder that
+  copies this is mostly right and can't act, the copycat problem (Wen et al. 2020). The dimensions of a
+  continuous action are then chosen independently."""
   histories: bool = False
   """Algorithm distillation: learn from learning histories across episodes, with the rewards as tokens,
   without prompts, and without a reset of the context where an episode begins."""

@@ -78,13 +78,12 @@ def array_spec(shape: Any, dtype: Any, minimum: Any = None, maximum: Any = None)
 
 
 def box_actions(low: Any, high: Any, shape: Any) -> types.ContinuousActions:
-  """Returns the actions of a box, flat; without a bound where it is none of float32's numbers."""
+  """Returns the actions of a box, flat; one from float32's greatest number on is no bound."""
+  greatest = np.finfo(np.float32).max
   low, high = (
-    np.broadcast_to(
-      np.where(np.abs(bound) > np.finfo(np.float32).max, np.copysign(np.inf, bound), bound), shape
-    ).reshape(-1)
-    for bound in (low, high)
+    np.where(np.abs(bound) >= greatest, np.copysign(np.inf, bound), bound) for bound in (low, high)
   )
+  low, high = (np.broadcast_to(bound, shape).reshape(-1) for bound in (low, high))
   return types.ContinuousActions(minimum=tuple(low.tolist()), maximum=tuple(high.tolist()))
 
 

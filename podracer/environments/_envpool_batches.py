@@ -1,8 +1,8 @@
 """envpool's pools as batches of host environments.
 
 A pool's own `step` puts all that the environments tell into nested dictionaries, which takes a fifth of
-the time of 64 steps of CartPole. So these call what it calls, `_send` and `_recv`, and take from the list
-of arrays those that an agent sees. A test compares the two.
+the time of 64 steps of CartPole. These batches call what that calls, `_send` and `_recv`, and take from the
+list of arrays those that an agent sees; `envpool_test.py` holds them to `step`.
 """
 
 from typing import Any
@@ -32,9 +32,11 @@ class _Pool:
     # Of an environment, whether its last time step was LAST, so that its next is a reset.
     self._was_last = np.ones((num_environments,), bool)
     self._action_keys = tuple(pool._action_keys)
+    if self._action_keys[:-1] != ("env_id", "players.env_id"):
+      raise RuntimeError(f"envpool takes other actions than it did: {self._action_keys}")
     self._action_dtype = pool.spec.action_array_spec[self._action_keys[-1]].dtype
     keys = list(pool._state_keys)
-    # envpool itself says where in the list everything is: given places in place of arrays.
+    # Called with indices instead of arrays, envpool's own `_to` returns where in the list each is.
     self._observation, info = pool._to(list(range(len(keys))), True, True)
     self._env_id = info["env_id"]
     # Atari clips its rewards where asked to; the true ones are beside them.
@@ -51,9 +53,9 @@ class _Pool:
 
   def _send(self, action: np.ndarray, index: np.ndarray) -> None:
     action = _spaces.to_action(self.spec.action, self._space, action)
-    # A copy, since envpool reads it after this has returned.
-    values = {self._action_keys[-1]: action.astype(self._action_dtype, order="C")}
-    self._pool._send([values.get(key, index) for key in self._action_keys])
+    # Copies: envpool keeps what it is given after this has returned, and takes nothing read-only.
+    action = action.astype(self._action_dtype, order="C")
+    self._pool._send([index, index, action])
 
   def _timestep(self, state: list[np.ndarray], was_last: np.ndarray) -> types.TimeStep:
     truncated = state[self._truncated]
@@ -71,7 +73,7 @@ class EnvPool(_Pool):
 
   def reset(self) -> types.TimeStep:
     """See HostEnvironment."""
-    # As after a LAST: FIRST, with reward 0 and discount 1.
+    # Each counts as LAST before, so that these are FIRST, with reward 0 and discount 1.
     self._was_last = np.ones((self.num_environments,), bool)
     self._pool._reset(self._everyone)
     return self._receive()
@@ -84,7 +86,7 @@ class EnvPool(_Pool):
   def _receive(self) -> types.TimeStep:
     state = self._pool._recv()
     timestep = self._timestep(state, self._was_last)
-    self._was_last = state[self._done]
+    self._was_last = state[self._done]  # Terminated or truncated.
     return timestep
 
 
@@ -121,7 +123,7 @@ class AsyncEnvPool(_Pool):
 
   def send(self, action: np.ndarray, index: np.ndarray) -> None:
     """See AsyncHostEnvironment."""
-    self._send(action, np.asarray(index, np.int32))
+    self._send(action, np.array(index, np.int32))
 
 
 def _taken(state: list[np.ndarray], places: Any) -> Any:

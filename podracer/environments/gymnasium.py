@@ -408,4 +408,4 @@ def _answer(
     return None
   observation, reward, terminated, truncated, _ = vector.step(value)
   arena.write(share, observation)
-  return np.asarray(reward, np.float32), np.array(terminated), np.array(truncated)
+  return np.asarray(reward, np.float32), np.array(terminated, bool), np.array(truncated, bool)

@@ -383,17 +383,18 @@ def test_arrays_sharded_over_four_devices_come_back_on_four_and_on_one(tmp_path)
 
 
 MANY_SHARDED = """
-import faulthandler
+import faulthandler, os
 import jax, numpy as np
 from podracer import checkpoint
 
-faulthandler.dump_traceback_later(60, exit=True)
-jax.config.update("jax_num_cpu_devices", 2)
+faulthandler.dump_traceback_later(120, exit=True)
+num_devices = max(2, os.cpu_count())
+jax.config.update("jax_num_cpu_devices", num_devices)
 mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-leaves = [jax.device_put(np.arange(256 * (1 + i % 3)), sharding) for i in range(60)]
+leaves = [jax.device_put(np.arange(128 * num_devices * (1 + i % 3)), sharding) for i in range(60)]
 first = checkpoint.compute_digests(leaves)
-assert all(checkpoint.compute_digests(leaves) == first for _ in range(300))
+assert all(checkpoint.compute_digests(leaves) == first for _ in range(100))
 print("digested")
 """
 

@@ -134,10 +134,10 @@ def test_a_course_depends_on_its_seed_only_in_any_mode(make):
 @pytest.mark.parametrize(
   ("name", "action", "options"),
   [
-    ("CartPole-v1", np.ones(2, np.int64), {"max_episode_steps": 9}),
+    ("CartPole-v1", np.ones(2, np.int64), {}),  # Terminates.
     ("Pendulum-v1", np.full((2, 1), 0.5), {"max_episode_steps": 9}),
     ("MiniGrid-Empty-5x5-v0", np.full(2, 2), {"max_episode_steps": 9}),
-    ("Pong-v5", np.full(2, 3), {}),
+    ("Pong-v5", np.full(2, 3), {}),  # For its pictures.
   ],
 )
 def test_a_step_is_what_the_step_of_envpool_says(make, name, action, options):

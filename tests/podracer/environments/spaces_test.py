@@ -5,7 +5,7 @@ from podracer import types
 from podracer.environments import _spaces
 
 
-def test_bounds_that_no_float32_holds_are_none():
+def test_bounds_beyond_float32_are_none():
   # As envpool's VizDoom has them.
   low, high = np.finfo(np.float64).tiny, np.finfo(np.float64).max
   space = gymnasium.spaces.Box(
