@@ -1,7 +1,12 @@
 """Four virtual CPU devices for the whole run, set before JAX starts."""
 
 import os
+import signal
 import tempfile
+
+# A shell that runs the tests in its background has Ctrl-C ignored, by them and by all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Programs that tests compile and that those they start compile are shared, and the user's own cache is
 # left alone. JAX reads the variables when it is imported.
