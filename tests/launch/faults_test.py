@@ -177,8 +177,9 @@ def test_sigterm_while_compiling(make_run, finished):
 @pytest.mark.slow
 def test_sigterm_during_the_final_evaluation_does_it_when_resumed(make_run, finished):
   run = make_run()
-  process = run.start()
-  # The last report but one: the rest of training takes less than compiling the evaluation.
+  # So many that it lasts until the signal comes; the resumed run plays as many as others.
+  process = run.start("--evaluate_episodes=1000000")
+  # The last report but one: the rest of training takes less than the evaluation.
   process.wait_until(is_training(run, finished.num_rows() - 1))
   process.send(signal.SIGTERM)
   code, out, err = process.wait()
