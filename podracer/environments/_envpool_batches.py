@@ -31,10 +31,10 @@ class _Pool:
     self._everyone = np.arange(num_environments, dtype=np.int32)
     # Of an environment, whether its last time step was LAST, so that its next is a reset.
     self._was_last = np.ones((num_environments,), bool)
-    self._action_keys = tuple(pool._action_keys)
-    if self._action_keys[:-1] != ("env_id", "players.env_id"):
-      raise RuntimeError(f"envpool takes other actions than it did: {self._action_keys}")
-    self._action_dtype = pool.spec.action_array_spec[self._action_keys[-1]].dtype
+    *ids, action = pool._action_keys
+    if ids != ["env_id", "players.env_id"]:
+      raise RuntimeError(f"envpool takes other actions than it did: {pool._action_keys}")
+    self._action_dtype = pool.spec.action_array_spec[action].dtype
     keys = list(pool._state_keys)
     # Called with indices instead of arrays, envpool's own `_to` returns where in the list each is.
     self._observation, info = pool._to(list(range(len(keys))), True, True)
@@ -98,15 +98,10 @@ class AsyncEnvPool(_Pool):
   """
 
   def __init__(
-    self,
-    pool: Any,
-    spec: types.EnvironmentSpec,
-    action_space: Any,
-    num_environments: int,
-    batch_size: int,
+    self, pool: Any, spec: types.EnvironmentSpec, action_space: Any, num_environments: int
   ):
     super().__init__(pool, spec, action_space, num_environments)
-    self.batch_size = batch_size
+    self.batch_size = pool.config["batch_size"]
 
   def start(self) -> None:
     """See AsyncHostEnvironment."""

@@ -150,9 +150,8 @@ def make(name: str, **options: Any) -> Any:
       num_threads=host.num_threads,
       **arguments,
     )
-    if host.batch_size:
-      return _envpool_batches.AsyncEnvPool(pool, spec, action_space, len(seeds), host.batch_size)
-    return _envpool_batches.EnvPool(pool, spec, action_space, len(seeds))
+    cls = _envpool_batches.AsyncEnvPool if host.batch_size else _envpool_batches.EnvPool
+    return cls(pool, spec, action_space, len(seeds))
 
   return host_environment.HostFactory(
     spec=spec,
