@@ -84,10 +84,14 @@ def test_muzero_on_anakin(tmp_path, env, num_env_steps, least):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_muzero_on_sebulba(tmp_path, seed):
+@pytest.mark.parametrize(
+  ("env", "num_env_steps", "least"),
+  [("gymnax:Catch-bsuite", 800_000, 0.95), ("envpool:CartPole-v1", 500_000, 400)],
+)
+def test_muzero_on_sebulba(tmp_path, env, num_env_steps, least, seed):
   flags = ("--agent=muzero", "--architecture=sebulba", f"--seed={seed}")
-  (result,) = train(tmp_path / "run", "gymnax:Catch-bsuite", 800_000, *flags, num_seeds=1)
-  assert result >= 0.95
+  (result,) = train(tmp_path / "run", env, num_env_steps, *flags, num_seeds=1)
+  assert result >= least
 
 
 @pytest.mark.slow

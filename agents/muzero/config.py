@@ -63,6 +63,9 @@ class SearchConfig:
   """Actions tried at the root (`gumbel`)."""
   value_scale: float = 0.1
   """Weight of the values, against the prior, in the improved policy (`gumbel`)."""
+  uniform_fraction: float = 0.0
+  """Share of the uniform policy in the prior of the root, but for acting greedily (`gumbel`). Above 0 no
+  search gives an action up for good: without it, what values say can't undo a prior that has become sure."""
   min_value_range: float = 1.0
   """Values are compared after their range at a node is scaled to 1. A range below this one is scaled as
   if it were this: else the noise of a young model is taken for a difference, and the policy collapses."""
@@ -92,7 +95,9 @@ class SearchConfig:
       final_temperature=self.final_temperature,
       temperature_steps=self.temperature_steps,
     )
-    config.check_fraction(dirichlet_fraction=self.dirichlet_fraction)
+    config.check_fraction(
+      dirichlet_fraction=self.dirichlet_fraction, uniform_fraction=self.uniform_fraction
+    )
     config.check_positive(
       dirichlet_alpha=self.dirichlet_alpha,
       value_scale=self.value_scale,

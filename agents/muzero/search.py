@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import mctx
 
-from podracer import types
+from podracer import distributions, types
 
 from . import config as muzero_config
 
@@ -100,6 +101,11 @@ def _make_policy(
   """Returns one of mctx's policies: (params, key, root, temperature, **options) -> its output."""
 
   def gumbel(params: Any, key: types.Key, root: Any, temperature: Any, **options: Any) -> Any:
+    if explore and config.uniform_fraction:
+      invalid = options["invalid_actions"]
+      mask = None if invalid is None else ~invalid
+      logits = mix_with_uniform(root.prior_logits, mask, config.uniform_fraction)
+      root = root.replace(prior_logits=logits)
     return mctx.gumbel_muzero_policy(
       params,
       key,
@@ -129,6 +135,20 @@ def _make_policy(
     return mctx.muzero_policy(params, key, root, model, **options)
 
   return gumbel if config.policy == "gumbel" else by_visits
+
+
+def mix_with_uniform(logits: Array, mask: Array | None, fraction: float) -> Array:
+  """Returns the logits of a policy that draws uniformly from the legal actions for a fraction of the time.
+
+  Args:
+    logits: `[B, A]`.
+    mask: `[B, A]` True for legal actions, or None where all are.
+    fraction: in (0, 1].
+  """
+  policy = jax.nn.softmax(distributions.mask_logits(logits, mask))
+  uniform = jax.nn.softmax(distributions.mask_logits(jnp.zeros_like(logits), mask))
+  mixed = (1.0 - fraction) * policy + fraction * uniform
+  return distributions.mask_logits(jnp.log(mixed), mask)
 
 
 def illegal(mask: Array) -> Array:

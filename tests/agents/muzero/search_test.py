@@ -192,6 +192,32 @@ def test_the_prior_has_noise_when_exploring_only(explore):
   assert np.min(share) < 0.9 if explore else np.min(share) > 0.97
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.1])
+def test_with_a_uniform_fraction_values_can_undo_a_sure_prior(fraction):
+  """By which a policy that has collapsed comes back; when acting greedily nothing is mixed in."""
+  game, best = trees(1)
+  bad = (best + 1) % A
+  mask = np.arange(A) != ((best + 2) % A)[:, None]
+  prior = 30.0 * np.eye(A, dtype=np.float32)[bad]
+  options = {"mask": mask, "prior": prior, "temperature": 0.0, "uniform_fraction": fraction}
+  explored, greedy = (find("gumbel", game, explore, **options) for explore in (True, False))
+  np.testing.assert_array_equal(explored.action, best if fraction else bad)
+  np.testing.assert_array_equal(greedy.action, bad)
+  assert not np.any(explored.visits[~mask])
+  share = explored.visits[np.arange(BATCH), best]
+  assert np.all(share > 0.5) if fraction else np.all(share < 1e-6)
+
+
+def test_the_uniform_policy_is_mixed_in_among_legal_actions():
+  logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [1e-30, 1.0, 1e-30]]))
+  mask = jnp.array([[True, True, True], [True, False, True], [False, True, False]])
+  mixed = jax.nn.softmax(search.mix_with_uniform(logits, mask, 0.3))
+  expected = [[0.59, 0.24, 0.17], [0.7 * 0.875 + 0.15, 0.0, 0.7 * 0.125 + 0.15], [0.0, 1.0, 0.0]]
+  np.testing.assert_allclose(mixed, expected, atol=1e-6)
+  every = jax.nn.softmax(search.mix_with_uniform(logits[:1], None, 0.3))
+  np.testing.assert_allclose(every, expected[:1], atol=1e-6)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_exploring_takes_chances_by_the_temperature(policy):
   game, _ = trees(1)
