@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -60,6 +61,7 @@ def parse(cls: Any, program: str, args: Sequence[str], default: Any = None) -> A
   Returns:
     An instance of `cls`. For `--help` it prints and exits with 0, for a fault with 2.
   """
+  _check_repeated(cls, program, args)
   errors = io.StringIO()
   keywords = {} if default is None else {"default": default}
   try:
@@ -134,6 +136,28 @@ def check_choice(kind: str, name: str, valid: Sequence[str]) -> None:
     close = config.nearest(name, valid)
     hint = f"; nearest: {close[0]}" if close else ""
     raise config.InputError(f"unknown {kind} {name}{hint} (there is: {', '.join(valid)})")
+
+
+def _check_repeated(cls: Any, program: str, args: Sequence[str]) -> None:
+  """Fails where a flag of several values is given twice: the last would silently replace the others."""
+  given = [arg.partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
+  for name in _sequences(cls):
+    if given.count(f"__{name.replace('-', '_')}") > 1:
+      fail(program, f"--{name} is given twice: write all its values behind one, --{name} A B")
+
+
+def _sequences(cls: Any, prefix: str = "") -> Iterator[str]:
+  """Yields the names of the flags that take several values at once, and aren't added up."""
+  origin = typing.get_origin(cls) or cls
+  parameters = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(cls), strict=True))
+  hints = typing.get_type_hints(origin, include_extras=True)
+  for field in dataclasses.fields(origin):
+    name = f"{prefix}{field.name}"
+    hint = parameters.get(hints[field.name], hints[field.name])
+    if dataclasses.is_dataclass(hint):
+      yield from _sequences(hint, f"{name}.")
+    elif typing.get_origin(hint) is tuple:
+      yield name
 
 
 def _one_line(box: str) -> str:

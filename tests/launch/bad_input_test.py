@@ -48,6 +48,14 @@ CASES = [
   ((*CATCH, "--num_env_steps=0"), "num_env_steps must be above 0"),
   ((*CATCH, "--max_checkpoints=1"), "max_checkpoints must be at least 2"),
   ((*CATCH, "--env_options", "rows"), "env_options takes name=value, got 'rows'"),
+  (
+    (*CATCH, "--env_options", "rows=5", "--env-options=columns=5"),
+    "--env_options is given twice: write all its values behind one, --env_options A B",
+  ),
+  (
+    (*CATCH, "--config.network.hidden_sizes", "5", "--config.network.hidden_sizes", "6"),
+    "--config.network.hidden_sizes is given twice",
+  ),
   ((*MUZERO, "--config.search.num_simulations=0"), "search.num_simulations must be above 0, got 0"),
   ((*MUZERO, "--config.search.policy=mcts"), "Expected one of ('gumbel', 'muzero', 'stochastic')"),
   (
