@@ -62,7 +62,7 @@ _ATARI: dict[str, Any] = {
     "max_reward": 2.0,
   },
   "network": {"torso": "nature_cnn", "hidden_sizes": (512,)},
-  "search": {"uniform_fraction": 0.05},
+  "search": {"min_value_range": 0.1, "uniform_fraction": 0.05},
   "replay": {"capacity": 20_000, "batch_size": 8, "gradient_steps": 4},
 }
 
