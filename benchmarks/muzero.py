@@ -3,6 +3,8 @@
 Prints medians and ranges over repetitions.
 
 python benchmarks/muzero.py --env gymnax:CartPole-v1
+
+With `JAX_NUM_CPU_DEVICES=2` it also measures Anakin on both of them.
 """
 
 import argparse
@@ -118,20 +120,24 @@ def main() -> None:
   )
   state = jax.jit(learning.init)(key)
   update = jax.jit(learning.update)
-  machine = machine_lib.Anakin(
-    agent,
-    environment,
-    config,
-    anakin.AnakinConfig(num_environments=batch, unroll_length=length),
-    num_env_steps=10**6,
-    devices=jax.devices()[:1],
-  )
-  whole = [machine.init(0)]
 
-  def advance(i: int):
-    del i
-    whole[0], totals = machine.advance(whole[0], 4)
-    return totals
+  def anakin_on(devices: list[jax.Device]):
+    machine = machine_lib.Anakin(
+      agent,
+      environment,
+      config,
+      anakin.AnakinConfig(num_environments=batch, unroll_length=length),
+      num_env_steps=10**6,
+      devices=devices,
+    )
+    whole = [machine.init(0)]
+
+    def advance(i: int):
+      del i
+      whole[0], totals = machine.advance(whole[0], 4)
+      return totals
+
+    return advance
 
   steps = batch * length
   calls = {
@@ -143,8 +149,10 @@ def main() -> None:
     "muzero_policy": (act_of(classic), batch),
     "acting alone": (lambda i: unroll(params, jax.random.fold_in(key, i), acting), steps),
     "learning alone": (lambda i: update(state, jax.random.fold_in(key, i), trajectory), steps),
-    "Anakin": (advance, 4 * steps),
+    "Anakin": (anakin_on(jax.devices()[:1]), 4 * steps),
   }
+  if len(jax.devices()) > 1:
+    calls[f"Anakin x {len(jax.devices())}"] = (anakin_on(jax.devices()), 4 * steps)
   for call, _ in calls.values():
     jax.block_until_ready(call(0))
   found: dict[str, list[float]] = {name: [] for name in calls}
