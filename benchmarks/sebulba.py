@@ -30,6 +30,7 @@ def make_agent(args, spec):
     return impala.make_agent(config, spec), config
   config = muzero.MuZeroConfig(
     num_minibatches=8,
+    num_epochs=args.num_epochs,
     network=config_lib.NetworkConfig(hidden_sizes=(64,)),
     model=muzero.ModelConfig(latent_size=64, hidden_sizes=(64,)),
     search=muzero.SearchConfig(num_simulations=25),
@@ -87,8 +88,11 @@ def main():
   parser.add_argument("--env", default="envpool:CartPole-v1")
   parser.add_argument("--agent", choices=("impala", "muzero"), default="impala")
   parser.add_argument("--network", choices=NETWORKS, default="mlp", help="of impala")
+  parser.add_argument("--num_epochs", type=int, default=1, help="of muzero")
   parser.add_argument("--num_environments", type=int, default=64)
-  parser.add_argument("--threads", type=int, default=2, help="actor threads")
+  parser.add_argument("--threads", type=int, default=2, help="on each actor device")
+  parser.add_argument("--actor_devices", type=int, nargs="*", default=[])
+  parser.add_argument("--learner_devices", type=int, nargs="*", default=[])
   parser.add_argument("--environment_threads", type=int, default=0)
   parser.add_argument("--raw_threads", type=int, default=1, help="threads of the raw pool")
   parser.add_argument("--unroll_length", type=int, default=20)
@@ -106,6 +110,8 @@ def main():
     num_environments=args.num_environments,
     unroll_length=args.unroll_length,
     threads_per_actor_device=args.threads,
+    actor_devices=tuple(args.actor_devices),
+    learner_devices=tuple(args.learner_devices),
     environment_threads=args.environment_threads,
     environment_mode=args.mode,
     lag=args.lag,
