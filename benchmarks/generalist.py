@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--repetitions", type=int, default=7)
   parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
   parser.add_argument("--controls", action="store_true")
+  parser.add_argument("--only", nargs="*", choices=CONTROLS, default=[*CONTROLS], metavar="CONTROL")
   parser.add_argument("--data", nargs="*", default=["data/three"])
   parser.add_argument("--no_reads_actions", action="store_true", help="of the controls")
   parser.add_argument("--updates", type=int, default=600)
@@ -199,7 +200,8 @@ def controls(flags: argparse.Namespace) -> None:
   layouts = {name: task.layout for name, task in tasks.items()}
   samplers = {n: batches.Sampler(d, layouts[n], config) for n, d in datasets.items()}
   saved = command.TrainConfig(config=config, workdir="")
-  for name, change in CONTROLS.items():
+  for name in flags.only:
+    change = CONTROLS[name]
     rng, begin = np.random.default_rng(0), time.perf_counter()
     machine = offline.OfflineLearner(
       generalist.make_agent(config, layouts),
