@@ -174,7 +174,10 @@ SEBULBA = (
   "--evaluate_episodes=4",
   "--config.learning_rate_schedule=constant",
 )
-MUZERO = ("--agent=muzero", "--config.search.num_simulations=2", "--config.num_minibatches=2")
+MUZERO = (
+  *("--agent=muzero", "--config.search.num_simulations=2"),
+  *("--config.replay.capacity=0", "--config.num_minibatches=2", "--config.num_epochs=2"),
+)
 # Machine and agent: flags, and how far parameters may be apart.
 ALIKE = {
   "impala on anakin": (ANAKIN, 1e-5),
