@@ -39,13 +39,20 @@ def parse() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def make_config(flags: argparse.Namespace, policy: str = "gumbel") -> muzero.MuZeroConfig:
+def make_config(
+  *,
+  policy: str = "gumbel",
+  num_simulations: int = 25,
+  width: int = 64,
+  num_minibatches: int = 8,
+  num_epochs: int = 1,
+) -> muzero.MuZeroConfig:
   return muzero.MuZeroConfig(
-    num_minibatches=flags.num_minibatches,
-    num_epochs=flags.num_epochs,
-    network=config_lib.NetworkConfig(hidden_sizes=(flags.width,)),
-    model=muzero.ModelConfig(latent_size=flags.width, hidden_sizes=(flags.width,)),
-    search=muzero.SearchConfig(policy=policy, num_simulations=flags.num_simulations),
+    num_minibatches=num_minibatches,
+    num_epochs=num_epochs,
+    network=config_lib.NetworkConfig(hidden_sizes=(width,)),
+    model=muzero.ModelConfig(latent_size=width, hidden_sizes=(width,)),
+    search=muzero.SearchConfig(policy=policy, num_simulations=num_simulations),
   )
 
 
@@ -97,9 +104,16 @@ def main() -> None:
   flags = parse()
   environment = environments.make(flags.env)
   batch, length = flags.num_environments, flags.unroll_length
-  config = make_config(flags)
+  configure = functools.partial(
+    make_config,
+    num_simulations=flags.num_simulations,
+    width=flags.width,
+    num_minibatches=flags.num_minibatches,
+    num_epochs=flags.num_epochs,
+  )
+  config = configure()
   agent = muzero.make_agent(config, environment.spec)
-  classic = muzero.make_agent(make_config(flags, "muzero"), environment.spec)
+  classic = muzero.make_agent(configure(policy="muzero"), environment.spec)
   params = jax.jit(agent.init)(jax.random.key(0))
   timestep = types.zero_timestep(environment.spec, batch)
   key = jax.random.key(1)

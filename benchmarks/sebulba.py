@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 
+import muzero as muzero_benchmark
 import numpy as np
 
 from podracer import config as config_lib
@@ -28,13 +29,7 @@ def make_agent(args, spec):
   if args.agent == "impala":
     config = impala.ImpalaConfig(network=NETWORKS[args.network])
     return impala.make_agent(config, spec), config
-  config = muzero.MuZeroConfig(
-    num_minibatches=8,
-    num_epochs=args.num_epochs,
-    network=config_lib.NetworkConfig(hidden_sizes=(64,)),
-    model=muzero.ModelConfig(latent_size=64, hidden_sizes=(64,)),
-    search=muzero.SearchConfig(num_simulations=25),
-  )
+  config = muzero_benchmark.make_config(num_epochs=args.num_epochs)
   return muzero.make_agent(config, spec), config
 
 

@@ -141,8 +141,11 @@ def check_choice(kind: str, name: str, valid: Sequence[str]) -> None:
 def _check_repeated(cls: Any, program: str, args: Sequence[str]) -> None:
   """Fails where a flag of several values is given twice: the last would silently replace the others."""
   given = [arg.partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
+  repeated = {flag for flag in given if given.count(flag) > 1}
+  if not repeated:
+    return
   for name in _sequences(cls):
-    if given.count(f"__{name.replace('-', '_')}") > 1:
+    if f"__{name}" in repeated:
       fail(program, f"--{name} is given twice: write all its values behind one, --{name} A B")
 
 

@@ -209,7 +209,7 @@ class ReplayLearnerConfig(LearnerConfig):
     check(
       not self.replay.capacity or self.num_minibatches * self.num_epochs == 1,
       "num_minibatches and num_epochs cut up a batch as it comes; a replay has replay.batch_size and "
-      "replay.gradient_steps instead (replay.capacity=0 takes none)",
+      "replay.gradient_steps instead (replay.capacity=0 turns it off)",
     )
 
   @property
