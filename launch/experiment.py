@@ -209,13 +209,15 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
 
 
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
-  """Returns `name=value` strings as a dict; a value is a Python literal, or else a string."""
-  parsed = {}
+  """Returns `name=value` strings as a dict; a value is a Python literal, true, false, or else a string."""
+  parsed: dict[str, Any] = {}
   for option in options:
     name, separator, value = option.partition("=")
     config_lib.check(bool(name and separator), f"env_options takes name=value, got {option!r}")
+    # As a string `false` would be true.
+    literal = {"true": "True", "false": "False"}.get(value, value)
     try:
-      parsed[name] = ast.literal_eval(value)
+      parsed[name] = ast.literal_eval(literal)
     except (ValueError, SyntaxError):
       parsed[name] = value
   return parsed

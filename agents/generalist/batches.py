@@ -66,8 +66,12 @@ class Sampler:
     self._layout, self._config = layout, config
     self._stack = layout.frame_stack if layout.frame_stack > 1 else None
     self.length = layout.steps_per_sequence(config.context)
-    kind = sources.HistorySource if config.histories else sources.WindowSource
-    self._source: Any = kind(self._dataset, self.length, layout.fields, self._stack)
+    place = (self._dataset, self.length, layout.fields, self._stack)
+    self._source: Any = (
+      sources.HistorySource(*place, config.history_stride)
+      if config.histories
+      else sources.WindowSource(*place)
+    )
     _, self._teacher = np.unique(dataset.column("teacher_id"), return_inverse=True)
     order = np.argsort(self._teacher, kind="stable")
     self._by_teacher = np.split(order, np.cumsum(np.bincount(self._teacher))[:-1])

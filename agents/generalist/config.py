@@ -39,6 +39,8 @@ class GeneralistConfig(config.LearnerConfig):
   histories: bool = False
   """Algorithm distillation: learn from learning histories across episodes, with the rewards as tokens,
   without prompts, and without a reset of the context where an episode begins."""
+  history_stride: int = 1
+  """With `histories`, read every so manyth episode only, so as to get better so much faster."""
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -49,6 +51,7 @@ class GeneralistConfig(config.LearnerConfig):
       context=self.context,
       patch_size=self.patch_size,
       sequences_per_task=self.sequences_per_task,
+      history_stride=self.history_stride,
     )
     config.check_fraction(prompt_fraction=self.prompt_fraction)
     config.check_at_least(0, num_prompts=self.num_prompts)
@@ -59,6 +62,10 @@ class GeneralistConfig(config.LearnerConfig):
     config.check(
       self.reads_actions or not self.histories,
       "histories needs reads_actions: how to get better shows in what was done",
+    )
+    config.check(
+      self.histories or self.history_stride == 1,
+      "history_stride needs histories: --config.histories",
     )
     config.check(
       self.num_minibatches * self.num_epochs == 1,

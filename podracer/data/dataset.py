@@ -190,7 +190,7 @@ class Dataset:
 
   def history_window(
     self,
-    history_id: str,
+    history: str | index_lib.History,
     start: int,
     length: int,
     names: Sequence[str] | None = None,
@@ -199,8 +199,8 @@ class Dataset:
     """Returns consecutive steps of a history across its episodes; `is_first` marks the borders.
 
     Args:
-      history_id: one of `histories()`.
-      start: first step, in [0, `history(history_id).ends[-1]`): T+1 of an episode count.
+      history: one of `histories()`, or a part of one (`History.strided`).
+      start: first step, in [0, `history(history).ends[-1]`): T+1 of an episode count.
       length: steps wanted; fewer come at the end of the history.
       names: fields wanted; all by default.
       frame_stack: see `window`; a stack does not reach over the border of an episode.
@@ -208,7 +208,7 @@ class Dataset:
     Returns:
       name of a field -> `[length, *shape]`.
     """
-    episodes, ends = self.history(history_id)
+    episodes, ends = self.history(history) if isinstance(history, str) else history
     total = int(ends[-1])
     config.check(0 <= start < total, f"no step {start} in a history of {total} steps")
     config.check_positive(length=length)

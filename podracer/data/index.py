@@ -51,6 +51,14 @@ class History(NamedTuple):
   episodes: np.ndarray
   ends: np.ndarray
 
+  def strided(self, stride: int) -> list["History"]:
+    """Returns a history of every stride-th episode for each of the first `stride` to begin with."""
+    steps = np.diff(self.ends, prepend=0)
+    return [
+      History(self.episodes[first::stride], np.cumsum(steps[first::stride]))
+      for first in range(min(stride, len(steps)))
+    ]
+
 
 class Index:
   """Rows of the index; what is computed from them is kept, and not pickled."""

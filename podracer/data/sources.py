@@ -127,7 +127,9 @@ class HistorySource:
   """Windows of learning histories, across the borders of episodes; each step is in equally many.
 
   As `WindowSource`, with a history in place of an episode and without weights. A filtered dataset gives
-  the episodes that are left, one after the other.
+  the episodes that are left, one after the other. With a stride a history is read as that many, each of
+  every stride-th episode: who learns from these learns to get better faster than who made them (Laskin
+  et al. 2022).
   """
 
   def __init__(
@@ -136,14 +138,16 @@ class HistorySource:
     length: int,
     names: Sequence[str] | None = None,
     frame_stack: int | None = None,
+    stride: int = 1,
   ):
     """Makes a source; see `WindowSource`. Raises InputError where there is no history."""
-    config.check_positive(length=length)
-    self._ids = dataset.histories()
-    config.check(bool(self._ids), f"{dataset.task} has no learning histories")
-    self._dataset, self._length = dataset, length
+    config.check_positive(length=length, stride=stride)
+    ids = dataset.histories()
+    config.check(bool(ids), f"{dataset.task} has no learning histories")
+    self._dataset, self._length, self._stride = dataset, length, stride
     self._names, self._frame_stack = _checked(dataset, names), frame_stack
-    steps = [int(dataset.history(history_id).ends[-1]) for history_id in self._ids]
+    self._histories = [part for i in ids for part in dataset.history(i).strided(stride)]
+    steps = [int(history.ends[-1]) for history in self._histories]
     self._ends = np.cumsum(np.array(steps) + length - 1)
 
   def __len__(self) -> int:
@@ -156,7 +160,11 @@ class HistorySource:
     number = int(index) - (int(self._ends[i - 1]) if i else 0)
     start = number - self._length + 1
     window = self._dataset.history_window(
-      self._ids[i], max(start, 0), self._length + min(start, 0), self._names, self._frame_stack
+      self._histories[i],
+      max(start, 0),
+      self._length + min(start, 0),
+      self._names,
+      self._frame_stack,
     )
     return pad(window, self._length)
 
@@ -164,7 +172,7 @@ class HistorySource:
     """Grain compares it when it resumes."""
     return (
       f"HistorySource({self._dataset!r}, length={self._length}, names={self._names},"
-      f" frame_stack={self._frame_stack})"
+      f" frame_stack={self._frame_stack}, stride={self._stride})"
     )
 
 

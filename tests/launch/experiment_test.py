@@ -164,6 +164,8 @@ def test_an_empty_workdir_is_the_default(tmp_path, monkeypatch):
     ("rows=5", {"rows": 5}),
     ("rate=0.5", {"rate": 0.5}),
     ("fast=True", {"fast": True}),
+    ("fast=true", {"fast": True}),
+    ("fast=false", {"fast": False}),
     ("name=Pong", {"name": "Pong"}),
     ("name=a=b", {"name": "a=b"}),
     ("shape=(2, 3)", {"shape": (2, 3)}),

@@ -224,6 +224,8 @@ def test_what_is_wrong_is_one_line(collection, trained, tmp_path, capsys):
   assert "width=17 must be a multiple of twice num_heads=4" in line
   line = fails(capsys, "train", new, given, "--config.histories", "--config.no_reads_actions")
   assert "histories needs reads_actions" in line
+  line = fails(capsys, "train", new, given, "--config.history_stride=2")
+  assert "history_stride needs histories: --config.histories" in line
   line = fails(capsys, "train", new, given, "--config.context=4")
   assert "a step of memory has 5 tokens, more than config.context=4" in line
   line = fails(capsys, "train", new, f"--data={collection}", str(collection))

@@ -39,6 +39,23 @@ def test_it_is_made_by_name_with_its_goal():
   assert walk(made, [1] * 4 + [3] * 4)[-1][:2] == (80, 1.0)
 
 
+def test_its_cell_by_row_and_column():
+  made = environments.make("podracer.darkroom:dark_room", goal=1, size=3, coordinates=True)
+  assert testing.check_environment(made, num_environments=2, num_steps=25) > 0
+  assert {name: spec.maximum for name, spec in made.spec.observation.items()} == {
+    "row": 2,
+    "column": 2,
+  }
+  state, _ = made.reset(jax.random.key(0))
+  # Up from the middle, where the goal is, and to the right.
+  for action, place, reward in ((0, (0, 1), 1.0), (3, (0, 2), 0.0)):
+    state, outcome = made.step(jax.random.key(0), state, action)
+    assert (outcome.observation["row"], outcome.observation["column"]) == place
+    assert outcome.reward == reward
+  with pytest.raises(config.InputError, match="coordinates must be true or false, got 'yes'"):
+    darkroom.dark_room(coordinates="yes")
+
+
 @pytest.mark.parametrize("goal", [81, -1, 1.5, "x"])
 def test_a_goal_outside_of_the_room(goal):
   with pytest.raises(config.InputError, match=r"goal must be a cell in 0 \.\. 80, got"):

@@ -104,6 +104,33 @@ def test_histories(dataset):
   assert sum(source[index]["mask"].sum() for index in range(len(source))) == LENGTH * (h0 + h1)
 
 
+def test_histories_of_every_second_episode(recordings, tmp_path):
+  """Rewards tell which episodes a window is from: of history h those of 1, 2 .. 5 steps, and of g one."""
+  episodes = [
+    recordings.make_episode(
+      k, k + 1, history_id="h", history_index=k, lifetime_step=k * (k + 1) // 2
+    )
+    for k in range(5)
+  ]
+  episodes.append(recordings.make_episode(5, 7, history_id="g", history_index=0))
+  dataset = dataset_lib.open(recordings.write(tmp_path, episodes))["pong"]
+  source = sources.HistorySource(dataset, 100, names=["reward", "is_last"], stride=2)
+  expected = [
+    np.concatenate([episodes[k].steps["reward"] for k in chosen])
+    for chosen in ([5], [0, 2, 4], [1, 3])
+  ]
+  assert len(source) == sum(map(len, expected)) + 3 * 99
+  end = 0
+  for rewards in expected:
+    end += len(rewards) + 99
+    # The last window that begins at the first step.
+    window = source[end - len(rewards)]
+    assert window["mask"].sum() == len(rewards)
+    np.testing.assert_array_equal(window["reward"][: len(rewards)], rewards)
+  with pytest.raises(config.InputError, match="stride must be above 0, got 0"):
+    sources.HistorySource(dataset, 8, stride=0)
+
+
 def test_the_same_words_for_the_same_data(root):
   def said(wanted=None, **options):
     dataset = dataset_lib.open(root)["pong"]
@@ -114,6 +141,7 @@ def test_the_same_words_for_the_same_data(root):
         sources.WindowSource(view, LENGTH),
         sources.EpisodeSource(view),
         sources.HistorySource(view, LENGTH),
+        sources.HistorySource(view, LENGTH, stride=2),
       )
     ]
 
@@ -125,7 +153,7 @@ def test_the_same_words_for_the_same_data(root):
     said("sample_weight"),
     said("sample_weight", by="episode_length"),
   ]
-  assert len({text for view in views for text in view}) == 12
+  assert len({text for view in views for text in view}) == 16
 
 
 def test_bad_arguments(dataset):
