@@ -176,6 +176,8 @@ def parse(args: Sequence[str]) -> tuple[_Action, Any]:
   wanted = command_line.parse(action.config, f"podracer data {args[0]}", args[1:])
   if isinstance(wanted, DirectoryConfig):
     config.check(bool(wanted.directory), f"no directory given: podracer data {args[0]} DIRECTORY")
+  if isinstance(wanted, ExportConfig | MergeConfig):
+    command_line.check_writable("out", wanted.out)
   return action, wanted
 
 

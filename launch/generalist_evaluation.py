@@ -226,6 +226,8 @@ def main(wanted: "generalist.EvaluateConfig", saved: "generalist.TrainConfig") -
     by_task[name] = summary(task, played)
     if chosen:
       by_task[name]["env_options"] = [json.dumps(options, sort_keys=True) for options in chosen]
+      # [V, Q]: variant, number of the episode in the context.
+      by_task[name]["return_mean_by_variant"] = np.mean(played.returns, axis=1).tolist()
   print(f"{saved.workdir} after {loaded.updates:,} updates")
   show(by_task)
   mode = "greedy" if greedy else "sample"
@@ -237,10 +239,18 @@ def main(wanted: "generalist.EvaluateConfig", saved: "generalist.TrainConfig") -
 
 
 def show(by_task: Mapping[str, dict[str, Any]]) -> None:
-  """Prints the table, and below it the returns by the number of the episode in the context."""
+  """Prints the table, and below it the returns by variant and by the number of the episode in the context."""
   rich.console.Console(highlight=False).print(make_table(by_task))
   for name, found in by_task.items():
     means = found.get("return_mean_by_episode", ())
     if means:
-      line = "  ".join(f"{i + 1}: {mean:.2f}" for i, mean in enumerate(means))
-      print(f"{name}, return by episode in context  {line}")
+      print(f"{name}, return by episode in context  {_numbered(means)}")
+    variants = found.get("env_options", ())
+    if len(variants) > 1:
+      for options, of_variant in zip(variants, found["return_mean_by_variant"], strict=True):
+        shown = _numbered(of_variant) if means else f"return {of_variant[0]:.2f}"
+        print(f"{options}  {shown}")
+
+
+def _numbered(means: Sequence[float]) -> str:
+  return "  ".join(f"{i + 1}: {mean:.2f}" for i, mean in enumerate(means))

@@ -287,9 +287,15 @@ def test_algorithm_distillation_goes_on_across_episodes(tmp_path, capsys):
   # Every second episode of what it learnt from finds the goal: only who remembers the one before knows.
   assert len(means) == 6
   assert means[2:] in ([0.0, 3.0, 0.0, 3.0], [3.0, 0.0, 3.0, 0.0])
-  held_out = ["--env_options", "goal=5 num_steps=3 size=3", "--in_context_episodes=2"]
-  main_lib.main([*args, *held_out])
+  held_out = [f"--env_options=goal={goal} num_steps=3 size=3" for goal in (5, 3)]
+  capsys.readouterr()
+  main_lib.main([*args, *held_out, "--in_context_episodes=2"])
+  lines = capsys.readouterr().out.splitlines()
   found = json.loads((workdir / "evaluation.json").read_text())["tasks"]["room"]
-  assert found["env_options"] == ['{"goal": 5, "num_steps": 3, "size": 3}']
-  assert len(found["return_mean_by_episode"]) == 2
+  variants = [f'{{"goal": {goal}, "num_steps": 3, "size": 3}}' for goal in (5, 3)]
+  assert found["env_options"] == variants
+  by_variant = np.array(found["return_mean_by_variant"])
+  np.testing.assert_allclose(by_variant.mean(axis=0), found["return_mean_by_episode"])
+  for options, means in zip(variants, by_variant, strict=True):
+    assert f"{options}  1: {means[0]:.2f}  2: {means[1]:.2f}" in lines
   assert found["percent_of_expert"] is None
