@@ -183,7 +183,10 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
   workdir = command_line.peek(args, "workdir") or TrainConfig().workdir
   resumes = experiment.has_run(workdir) and "--restart" not in args
   saved = read(workdir) if resumes else None
-  wanted: TrainConfig = command_line.parse(TrainConfig, f"{PROGRAM} train", args, default=saved)
+  # Filters that are given are appended to those of the default.
+  is_given = command_line.peek(args, "filter") is not None
+  default = dataclasses.replace(saved, filter=()) if saved and is_given else saved
+  wanted: TrainConfig = command_line.parse(TrainConfig, f"{PROGRAM} train", args, default=default)
   wanted = dataclasses.replace(wanted, workdir=workdir)
   config_lib.check(
     bool(wanted.data), "no data given: --data=DIR, a collection of `podracer record`"

@@ -190,7 +190,10 @@ def test_export_without_its_library(capsys, root, tmp_path, monkeypatch):
     (("merge", "nowhere", "--out=x"), "nowhere"),
     (("export", "DATA", "--to=minar", "--out=x"), "unknown format minar; nearest: minari"),
     (("export", "DATA", "--to=minari"), "--out"),
-    (("export", "DATA", "--to=minari", "--out=DATA/scores.json/x"), "scores.json is not a directory"),
+    (
+      ("export", "DATA", "--to=minari", "--out=DATA/scores.json/x"),
+      "scores.json is not a directory",
+    ),
     (("merge", "DATA", "--out=DATA/scores.json/x"), "scores.json is not a directory"),
   ],
   ids=" ".join,

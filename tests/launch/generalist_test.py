@@ -184,6 +184,19 @@ def test_a_run_that_goes_on_is_the_uninterrupted_one(collection, trained, tmp_pa
   assert by_updates[300]["loss/total"] == expected_rows[-1]["loss/total"]
 
 
+def test_the_same_filters_again_are_the_same_configuration(collection, tmp_path):
+  filters = ("--filter=norm80", "--filter=min_return:1")
+  options = (f"--data={collection}", "--num_updates=20")
+  assert train(tmp_path, *options, *filters, after=5) == 0
+  assert train(tmp_path, *options, *filters) == 0
+  assert generalist.read(str(tmp_path)).filter == ("norm80", "min_return:1")
+  assert metrics_lib.read_metrics(tmp_path)[-1]["updates"] == 20
+  # Whoever says nothing of them takes those there are.
+  assert train(tmp_path, *options) == 0
+  with pytest.raises(ValueError, match="another configuration: filter"):
+    train(tmp_path, *options, "--filter=norm80")
+
+
 def test_another_configuration_or_other_data_is_refused(collection, trained, tmp_path):
   workdir = tmp_path / "c"
   shutil.copytree(trained, workdir)
