@@ -12,6 +12,7 @@ Names joined by `+` are the tasks of one environment, see `podracer.multitask`.
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -173,13 +174,33 @@ def _make_task(name: str, options: dict[str, Any]) -> Any:
   if prefix in suites():
     made = suite(prefix).make(rest, **options)
   else:
-    made = _user_function(name, prefix, rest)(**options)
+    function = _user_function(name, prefix, rest)
+    _check_options(name, function, options)
+    made = function(**options)
     if not isinstance(made, environment_lib.Environment | host_environment.HostFactory):
       raise config.InputError(
         f"environment {name}: {rest}() returned {type(made).__name__}, not a "
         "podracer.environment.Environment or a podracer.host_environment.HostFactory"
       )
   return made._replace(spec=made.spec._replace(name=name))
+
+
+def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
+  """Raises InputError for options that a function of the user's doesn't take, or lacks."""
+  from . import _adapt
+
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):  # Some of C have none.
+    return
+  parameters = signature.parameters.values()
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    _adapt.check_options(name, options, [p.name for p in parameters if p.kind in named])
+  try:
+    signature.bind(**options)
+  except TypeError as error:
+    raise config.InputError(f"environment {name}: {error}") from None
 
 
 def _user_function(name: str, module_name: str, function_name: str) -> Callable[..., Any]:

@@ -255,6 +255,11 @@ def test_missing_library_names_the_command_that_installs_it(monkeypatch):
     ("jumanji:Snake-v1", {"size": 5}, "has no option size; its options: num_cols, num_rows"),
     ("brax:fast", {"gravity": 5}, "has no option gravity; its options: "),
     ("brax:ant", {"backend": "x"}, "backend must be one of generalized"),
+    (
+      "podracer.darkroom:dark_room",
+      {"goals": 5},
+      "has no option goals; its options: coordinates, goal",
+    ),
   ],
 )
 def test_bad_option_is_one_line(name, options, message):
@@ -298,6 +303,23 @@ def test_users_own_function_is_called_with_the_options(monkeypatch):
   assert isinstance(made, environment.Environment)
   assert made.spec.name == "a_users_module:make_env"
   assert made.spec.observation.shape == (5,)
+
+
+def test_users_function_with_wrong_options(monkeypatch):
+  def make_env(length, *, end="terminate", **more):
+    return testing.chain_environment(((length, end),), **more)
+
+  _module(monkeypatch, make_env=make_env, narrow=lambda length: make_env(length), builtin=min)
+  environments.make("a_users_module:make_env", length=4, end="truncate")
+  for name, options, message in (
+    ("make_env", {}, "a_users_module:make_env: missing a required argument: 'length'"),
+    ("narrow", {"lenght": 4}, "narrow has no option lenght; its options: length"),
+  ):
+    with pytest.raises(config.InputError, match=message):
+      environments.make(f"a_users_module:{name}", **options)
+  # What has no signature is called as it is.
+  with pytest.raises(TypeError, match="min expected"):
+    environments.make("a_users_module:builtin")
 
 
 def test_users_module_without_the_function(monkeypatch):
