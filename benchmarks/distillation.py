@@ -78,7 +78,7 @@ def random_score(env: str) -> float:
   return float(np.mean(result.returns))
 
 
-def score(workdir: pathlib.Path, index: int = 0) -> float:
+def evaluate(workdir: pathlib.Path, index: int = 0) -> float:
   """Returns the mean return of one seed of a run, played greedily from the same starts as all others."""
   run("evaluate", f"--workdir={workdir}", f"--episodes={EPISODES}", f"--seed_index={index}")
   return float(json.loads((workdir / "evaluation.json").read_text())["return_mean"])
@@ -90,7 +90,7 @@ def measure(name: str, task: Task, out: pathlib.Path, teacher: str) -> dict:
   if not (teacher_dir / "evaluation.json").exists():
     run("train", f"--env={task.env}", f"--workdir={teacher_dir}")
   index = int(teacher.partition("#")[2] or 0)
-  size, expert = num_parameters(teacher_dir), score(teacher_dir, index)
+  size, expert = num_parameters(teacher_dir), evaluate(teacher_dir, index)
   random = random_score(task.env)
   students = []
   for i, flags in enumerate(task.students):
@@ -100,7 +100,7 @@ def measure(name: str, task: Task, out: pathlib.Path, teacher: str) -> dict:
       *(f"--num_seeds={NUM_SEEDS}", f"--num_env_steps={task.num_env_steps}"),
       *flags,
     )
-    found = [score(workdir, seed) for seed in range(NUM_SEEDS)]
+    found = [evaluate(workdir, seed) for seed in range(NUM_SEEDS)]
     students.append(
       {
         "network": " ".join(flags),
@@ -137,7 +137,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS])
-  parser.add_argument("--teachers", nargs="*", default=[], help="task=workdir of a run to take")
+  parser.add_argument(
+    "--teachers",
+    nargs="*",
+    default=[],
+    help="task=workdir of a run to take; its evaluation.json is written anew",
+  )
   flags = parser.parse_args()
   given = dict(pair.split("=", 1) for pair in flags.teachers)
   path = flags.out / "sizes.json"

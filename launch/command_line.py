@@ -91,7 +91,8 @@ def disk_errors(path: str) -> Iterator[None]:
 def check_writable(name: str, directory: str) -> None:
   """Raises InputError where a directory can't be made or written, before anything is begun."""
   path = pathlib.Path(directory).absolute()
-  while not path.exists():
+  # `Path.exists` raises where a directory may not be searched.
+  while not os.path.exists(path):
     path = path.parent
   config.check(path.is_dir(), f"{name} {directory}: {path} is not a directory")
   config.check(os.access(path, os.W_OK), f"{name} {directory}: {path} can't be written")

@@ -77,7 +77,8 @@ class ExperimentConfig(Generic[AgentConfigT, MachineConfigT]):
   """`suite:environment` (see `podracer envs`), or your own `package.module:function`; several joined by +
   are tasks that the agent learns together."""
   env_options: tuple[str, ...] = ()
-  """Options of the environment, each as name=value; those of task i of several as i.name=value."""
+  """Options of the environment, each as name=value (true and false are bools, other Python literals what they
+  are, all else strings); those of task i of several as i.name=value."""
   agent: str = "impala"
   """The agent."""
   architecture: str = "anakin"

@@ -111,7 +111,7 @@ class EvaluateConfig:
   (algorithm distillation)."""
   env_options: Filters = ()
   """Play this variant of the environments in place of the recorded ones, one that was held out say:
-  --env_options goal=3,7 --env_options goal=0,8 plays two. Several options of one are parted by spaces."""
+  --env_options goal=3 --env_options goal=7 plays two. Several options of one are parted by spaces."""
   seed: int = 0
   """Of the environments."""
 
@@ -183,7 +183,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
   workdir = command_line.peek(args, "workdir") or TrainConfig().workdir
   resumes = experiment.has_run(workdir) and "--restart" not in args
   saved = read(workdir) if resumes else None
-  # Filters that are given are appended to those of the default.
+  # Filters that are given are appended to those of the default, which so must have none.
   is_given = command_line.peek(args, "filter") is not None
   default = dataclasses.replace(saved, filter=()) if saved and is_given else saved
   wanted: TrainConfig = command_line.parse(TrainConfig, f"{PROGRAM} train", args, default=default)
@@ -270,6 +270,7 @@ def _differences(saved: TrainConfig, wanted: TrainConfig) -> list[str]:
   if saved.config.learning_rate_schedule == "constant":
     may_change.add("num_updates")
   old, new = to_json(saved), to_json(wanted)
+  old["filter"], new["filter"] = (list(made.resolved_filters()) for made in (saved, wanted))
   old, new = ({**v, **{f"config.{k}": x for k, x in v["config"].items()}} for v in (old, new))
   return [
     f"{name}: {old[name]} -> {new[name]}"

@@ -249,7 +249,7 @@ def show(by_task: Mapping[str, dict[str, Any]]) -> None:
     if len(variants) > 1:
       for options, of_variant in zip(variants, found["return_mean_by_variant"], strict=True):
         shown = _numbered(of_variant) if means else f"return {of_variant[0]:.2f}"
-        print(f"{options}  {shown}")
+        print(f"{name} {options}  {shown}")
 
 
 def _numbered(means: Sequence[float]) -> str:

@@ -24,8 +24,8 @@ def dark_room(
     goal: cell of the goal, row * size + column.
     size: sides of the room.
     num_steps: of an episode, which then ends; it begins in the middle of the room.
-    coordinates: True observes `{"row": ..., "column": ...}`, from which what is learnt of one cell can
-      be known of another, and False the number of the cell.
+    coordinates: True observes `{"row": ..., "column": ...}`, so that what is learnt for some cells carries
+      over to others, and False the number of the cell.
 
   Returns:
     An environment that observes the cell it is in, with a reward of 1 for each step that ends at the goal.

@@ -66,11 +66,11 @@ class Sampler:
     self._layout, self._config = layout, config
     self._stack = layout.frame_stack if layout.frame_stack > 1 else None
     self.length = layout.steps_per_sequence(config.context)
-    place = (self._dataset, self.length, layout.fields, self._stack)
+    given = (self._dataset, self.length, layout.fields, self._stack)
     self._source: Any = (
-      sources.HistorySource(*place, config.history_stride)
+      sources.HistorySource(*given, stride=config.history_stride)
       if config.histories
-      else sources.WindowSource(*place)
+      else sources.WindowSource(*given)
     )
     _, self._teacher = np.unique(dataset.column("teacher_id"), return_inverse=True)
     order = np.argsort(self._teacher, kind="stable")

@@ -41,17 +41,17 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(sealed: Any) -> dict[str, Any]:
-  """Returns the manifest that was read. Raises ValueError, or what a missing entry does, where it is damaged."""
+  """Returns the manifest that was read. Raises ValueError, KeyError or TypeError where it is damaged."""
   if _hash(sealed["manifest"]) != sealed["sha256"]:
     raise ValueError("its hash is wrong")
   return sealed["manifest"]
-
-
-def _hash(manifest: dict[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def first_of(texts: list[str]) -> str:
   """Returns the first of several texts, and how many there are more."""
   more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
   return texts[0] + more
+
+
+def _hash(manifest: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -152,6 +152,11 @@ def test_evaluate_needs_no_data_and_prints_a_table(trained, capsys):
   cells = [cell.strip() for cell in line.strip("│┃|").split("│")]
   assert cells == ["memory", "32", "1.00", "0.00", "1.00", "100.0"]
   assert set(json.loads((trained / "evaluation.json").read_text())["tasks"]) == {"memory"}
+  variants = ("--env_options=length=4", "--env_options=length=2")
+  main_lib.main([*args, *variants])
+  lines = capsys.readouterr().out.splitlines()
+  assert 'memory {"length": 4}  return 1.00' in lines
+  assert any(line.startswith('memory {"length": 2}  return ') for line in lines)
 
 
 def test_load_policy(trained):
@@ -184,15 +189,16 @@ def test_a_run_that_goes_on_is_the_uninterrupted_one(collection, trained, tmp_pa
   assert by_updates[300]["loss/total"] == expected_rows[-1]["loss/total"]
 
 
-def test_the_same_filters_again_are_the_same_configuration(collection, tmp_path):
+def test_the_same_filters_again_are_the_same_configuration(collection, trained, tmp_path):
   filters = ("--filter=norm80", "--filter=min_return:1")
   options = (f"--data={collection}", "--num_updates=20")
   assert train(tmp_path, *options, *filters, after=5) == 0
   assert train(tmp_path, *options, *filters) == 0
   assert generalist.read(str(tmp_path)).filter == ("norm80", "min_return:1")
   assert metrics_lib.read_metrics(tmp_path)[-1]["updates"] == 20
-  # Whoever says nothing of them takes those there are.
+  # Whoever says nothing of them takes those there are, and the default may be said.
   assert train(tmp_path, *options) == 0
+  assert train(trained, f"--data={collection}", "--num_updates=300", "--filter=norm80") == 0
   with pytest.raises(ValueError, match="another configuration: filter"):
     train(tmp_path, *options, "--filter=norm80")
 
@@ -310,5 +316,5 @@ def test_algorithm_distillation_goes_on_across_episodes(tmp_path, capsys):
   by_variant = np.array(found["return_mean_by_variant"])
   np.testing.assert_allclose(by_variant.mean(axis=0), found["return_mean_by_episode"])
   for options, means in zip(variants, by_variant, strict=True):
-    assert f"{options}  1: {means[0]:.2f}  2: {means[1]:.2f}" in lines
+    assert f"room {options}  1: {means[0]:.2f}  2: {means[1]:.2f}" in lines
   assert found["percent_of_expert"] is None

@@ -107,6 +107,16 @@ def test_histories_cross_the_borders_and_have_the_arrived_reward(tmp_path, write
   assert steps["reward"][3] == 0
 
 
+def test_every_second_episode_of_a_history(tmp_path, write, small):
+  root = write(tmp_path, "lives", (2, 3, 4), histories=1)
+  data.finalise(root)
+  made, _ = make_sampler(root, "lives", small(histories=True, history_stride=2, context=60))
+  # Episodes 0 and 2, of 3 and 5 stored steps, and 1 of 4.
+  assert len(made) == (3 + 5) + 4 + 2 * (made.length - 1)
+  steps = made.draw(7, np.random.default_rng(0))
+  assert steps["is_last"].tolist() == [False, False, True, False, False, False, False, True]
+
+
 def test_histories_where_there_are_none(mixed, small):
   with pytest.raises(config.InputError, match="vector has no learning histories"):
     make_sampler(mixed, "vector", small(histories=True))
