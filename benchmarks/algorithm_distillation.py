@@ -12,15 +12,11 @@ python benchmarks/algorithm_distillation.py --out=rooms
 import argparse
 import json
 import pathlib
-import subprocess
-import sys
 
-import jax
+import distillation
 import matplotlib.figure
 import numpy as np
 
-import podracer
-from podracer import evaluation, random_agent
 from podracer.launch import experiment
 
 ENVIRONMENT = "podracer.darkroom:dark_room"
@@ -32,26 +28,15 @@ NUM_ENVIRONMENTS = 128
 """That play each held-out goal."""
 
 _GOOD = "--filter=min_return:5"
+_HISTORIES = ("--config.histories", "--config.context=256", "--config.sequences_per_task=16")
 METHODS = {
-  "algorithm distillation": (
-    *("--config.histories", "--config.history_stride=2"),
-    *("--config.context=256", "--config.sequences_per_task=16"),
-  ),
-  "good episodes in context": (
-    *("--config.histories", _GOOD),
-    *("--config.context=256", "--config.sequences_per_task=16"),
-  ),
+  "algorithm distillation": (*_HISTORIES, "--config.history_stride=2"),
+  "good episodes in context": (*_HISTORIES, _GOOD),
   "behaviour cloning": (
     *(_GOOD, "--config.prompt_fraction=0", "--config.num_prompts=0"),
     *("--config.context=48", "--config.sequences_per_task=32"),
   ),
 }
-
-
-def run(*command: str) -> None:
-  """Runs a command of podracer, which prints what it does."""
-  print("podracer", *command, flush=True)
-  subprocess.run([sys.executable, "-m", "podracer.launch.main", *command], check=True)
 
 
 def room(goal: int) -> tuple[str, ...]:
@@ -67,7 +52,7 @@ def record(out: pathlib.Path) -> pathlib.Path:
       continue
     workdirs.append(out / "rooms" / str(goal))
     if not (workdirs[-1] / "evaluation.json").exists():
-      run(
+      distillation.run(
         *("train", f"--env={ENVIRONMENT}", "--env_options", *room(goal)),
         *("--num_environments=64", "--unroll_length=10", "--num_env_steps=32_000"),
         *("--config.learning_rate=2e-2", "--record=1.0", "--record_histories"),
@@ -75,7 +60,9 @@ def record(out: pathlib.Path) -> pathlib.Path:
       )
   data = out / "rooms_data"
   if not data.exists():
-    run("data", "merge", *(str(workdir / "data") for workdir in workdirs), f"--out={data}")
+    distillation.run(
+      "data", "merge", *(str(workdir / "data") for workdir in workdirs), f"--out={data}"
+    )
   return data
 
 
@@ -83,7 +70,7 @@ def played(
   workdir: pathlib.Path, data: pathlib.Path, method: str, seed: int, num_updates: int, episodes: int
 ) -> np.ndarray:
   """Trains what is missing, and returns `[G, Q]` mean returns of the held-out goals by the episode."""
-  run(
+  distillation.run(
     *("generalist", "train", f"--data={data}", f"--workdir={workdir}", f"--seed={seed}"),
     *(f"--num_updates={num_updates}", "--config.learning_rate=2e-3", "--evaluate_episodes=0"),
     *METHODS[method],
@@ -92,27 +79,13 @@ def played(
   has_context = "--config.histories" in METHODS[method]
   in_context = (f"--in_context_episodes={episodes}",) if has_context else ()
   rooms = [f"--env_options={' '.join(room(goal))}" for goal in HELD_OUT]
-  run(
+  distillation.run(
     *("generalist", "evaluate", f"--workdir={workdir}", "--mode=sample", *in_context, *rooms),
     f"--episodes={len(HELD_OUT) * NUM_ENVIRONMENTS}",
   )
   (found,) = json.loads((workdir / "evaluation.json").read_text())["tasks"].values()
   by_goal = np.array(found["return_mean_by_variant"])
   return by_goal if has_context else np.repeat(by_goal, episodes, axis=1)
-
-
-def random_returns() -> np.ndarray:
-  """Returns `[G]` mean returns of actions drawn alike in the held-out rooms."""
-  returns = []
-  for goal in HELD_OUT:
-    made = podracer.make_environment(ENVIRONMENT, **experiment.parse_options(room(goal)))
-    play = evaluation.make_evaluator(
-      random_agent.make_agent(made.spec), made, num_episodes=4096, greedy=False
-    )
-    result = play({}, jax.random.key(0))
-    assert result is not None
-    returns.append(np.mean(result.returns))
-  return np.array(returns)
 
 
 def draw(results: dict[str, np.ndarray], path: pathlib.Path) -> None:
@@ -150,7 +123,8 @@ def main() -> None:
   values = {method: returns.tolist() for method, returns in results.items()}
   (flags.out / "results.json").write_text(json.dumps({"held_out": HELD_OUT, "returns": values}))
   draw(results, flags.out / "algorithm_distillation.png")
-  random = random_returns()
+  rooms = [experiment.parse_options(room(goal)) for goal in HELD_OUT]
+  random = np.array([distillation.random_score(ENVIRONMENT, 4096, **options) for options in rooms])
   print(f"random actions: {random.mean():.2f} ({', '.join(f'{x:.2f}' for x in random)})")
   for method, returns in results.items():
     first, last = returns[..., 0], returns[..., -1]

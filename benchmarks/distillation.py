@@ -12,7 +12,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.figure
@@ -67,12 +67,12 @@ def num_parameters(workdir: pathlib.Path) -> int:
   return sum(x.size for x in jax.tree.leaves(policy.params["network"]))
 
 
-def random_score(env: str) -> float:
+def random_score(env: str, num_episodes: int = 1024, **options: Any) -> float:
   """Returns the mean return of a policy that draws its actions alike."""
-  made = podracer.make_environment(env)
+  made = podracer.make_environment(env, **options)
   agent = random_agent.make_agent(made.spec)
   assert not isinstance(made, host_environment.HostFactory)
-  play = evaluation.make_evaluator(agent, made, num_episodes=1024, greedy=False)
+  play = evaluation.make_evaluator(agent, made, num_episodes=num_episodes, greedy=False)
   result = play({}, jax.random.key(0))
   assert result is not None
   return float(np.mean(result.returns))

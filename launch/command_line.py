@@ -63,7 +63,7 @@ def parse(cls: Any, program: str, args: Sequence[str], default: Any = None) -> A
   """
   _check_repeated(cls, program, args)
   errors = io.StringIO()
-  keywords = {} if default is None else {"default": default}
+  keywords = {} if default is None else {"default": _without_given(default, args)}
   try:
     with contextlib.redirect_stderr(errors):
       return tyro.cli(cls, prog=program, args=list(args), use_underscores=True, **keywords)
@@ -148,6 +148,18 @@ def _check_repeated(cls: Any, program: str, args: Sequence[str]) -> None:
   for name in _sequences(cls):
     if f"__{name}" in repeated:
       fail(program, f"--{name} is given twice: write all its values behind one, --{name} A B")
+
+
+def _without_given(default: Any, args: Sequence[str]) -> Any:
+  """Returns the default without the values of the given flags that are added up: tyro adds to them."""
+  hints = typing.get_type_hints(type(default), include_extras=True)
+  given = [
+    field.name
+    for field in dataclasses.fields(default)
+    if tyro.conf.UseAppendAction in getattr(hints[field.name], "__metadata__", ())
+    and peek(args, field.name) is not None
+  ]
+  return dataclasses.replace(default, **dict.fromkeys(given, ())) if given else default
 
 
 def _sequences(cls: Any, prefix: str = "") -> Iterator[str]:

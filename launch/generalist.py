@@ -183,10 +183,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
   workdir = command_line.peek(args, "workdir") or TrainConfig().workdir
   resumes = experiment.has_run(workdir) and "--restart" not in args
   saved = read(workdir) if resumes else None
-  # Filters that are given are appended to those of the default, which so must have none.
-  is_given = command_line.peek(args, "filter") is not None
-  default = dataclasses.replace(saved, filter=()) if saved and is_given else saved
-  wanted: TrainConfig = command_line.parse(TrainConfig, f"{PROGRAM} train", args, default=default)
+  wanted: TrainConfig = command_line.parse(TrainConfig, f"{PROGRAM} train", args, default=saved)
   wanted = dataclasses.replace(wanted, workdir=workdir)
   config_lib.check(
     bool(wanted.data), "no data given: --data=DIR, a collection of `podracer record`"

@@ -193,10 +193,8 @@ def _check_options(name: str, function: Callable[..., Any], options: dict[str, A
     signature = inspect.signature(function)
   except (TypeError, ValueError):  # Some of C have none.
     return
-  parameters = signature.parameters.values()
-  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    _adapt.check_options(name, options, [p.name for p in parameters if p.kind in named])
+  if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+    _adapt.check_options(name, options, _adapt.arguments(function))
   try:
     signature.bind(**options)
   except TypeError as error:

@@ -1,9 +1,10 @@
 """Parsing of command lines."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+import tyro
 
 from podracer import config
 from podracer.launch import command_line
@@ -61,6 +62,23 @@ def test_parse_starts_from_the_default():
   default = Outer(workdir="a", config=Inner(learning_rate=2.0))
   parsed = command_line.parse(Outer, "program", ["--mode=sample"], default=default)
   assert parsed == dataclasses.replace(default, mode="sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedUp:
+  filter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+  teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+
+
+def test_what_is_given_replaces_a_default_also_where_a_flag_is_added_up():
+  default = AddedUp(filter=("a", "b"), teacher=("c",))
+  for args, expected in (
+    ([], default),
+    (["--filter=a", "--filter=b"], default),
+    (["--filter", "d"], AddedUp(filter=("d",), teacher=("c",))),
+    (["--filter=d", "--teacher=e", "--teacher=f"], AddedUp(filter=("d",), teacher=("e", "f"))),
+  ):
+    assert command_line.parse(AddedUp, "program", args, default=default) == expected
 
 
 @pytest.mark.parametrize(
