@@ -40,8 +40,8 @@ class GeneralistConfig(config.LearnerConfig):
   """Algorithm distillation: learn from learning histories across episodes, with the rewards as tokens,
   without prompts, and without a reset of the context where an episode begins."""
   history_stride: int = 1
-  """With `histories`, each history is read as so many, each of every n-th episode: what is learnt then gets
-  better n times as fast as who is copied."""
+  """With `histories`, each history is read as so many, each of every n-th episode: what there is to copy then
+  gets better n times as fast as who made it."""
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,10 @@ def difference(name: str, target: dict[str, Any], saved: Mapping[str, Any]) -> s
   """Says how a target differs from the item of that name in a manifest."""
   if name not in saved:
     return f"it has no item {name}, only {', '.join(sorted(saved))}"
-  kind = lambda shape, dtype: f"{dtype}[{','.join(map(str, shape))}]"  # noqa: E731
+
+  def kind(shape: Sequence[int], dtype: Any) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
   there = {leaf["path"]: kind(leaf["shape"], leaf["dtype"]) for leaf in saved[name]}
   wanted = {path: kind(leaf.shape, leaf.dtype) for path, leaf in target.items()}
   differences = [

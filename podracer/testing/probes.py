@@ -100,32 +100,36 @@ def chain_environment(
 _UNIT = types.ArraySpec((1,), jnp.dtype("float32"), -1.0, 1.0)
 
 
+def _start_at_zero(key: types.Key) -> Any:
+  """Resets to no state, and observation 0."""
+  del key
+  return (), jnp.zeros((1,))
+
+
+def _start_at_a_sign(key: types.Key) -> Any:
+  """Resets to a state that is the observation, -1 or 1."""
+  sign = jax.random.rademacher(key, (1,), jnp.float32)
+  return sign, sign
+
+
 def probe_constant() -> environment_lib.Environment:
   """One step, reward 1, observation 0: the value of the start is 1 whatever the discount."""
-
-  def reset(key: types.Key) -> Any:
-    del key
-    return (), jnp.zeros((1,))
 
   def step(key: types.Key, state: Any, action: types.Array) -> Any:
     del key, action
     return state, _outcome(jnp.zeros((1,)), 1.0, terminated=True)
 
-  return _make("probe_constant", _UNIT, types.DiscreteActions(2), reset, step)
+  return _make("probe_constant", _UNIT, types.DiscreteActions(2), _start_at_zero, step)
 
 
 def probe_observation() -> environment_lib.Environment:
   """One step whose reward is the observation, -1 or 1: the value is the observation."""
 
-  def reset(key: types.Key) -> Any:
-    sign = jax.random.rademacher(key, (1,), jnp.float32)
-    return sign, sign
-
   def step(key: types.Key, state: Any, action: types.Array) -> Any:
     del key, action
     return state, _outcome(jnp.zeros((1,)), state[0], terminated=True)
 
-  return _make("probe_observation", _UNIT, types.DiscreteActions(2), reset, step)
+  return _make("probe_observation", _UNIT, types.DiscreteActions(2), _start_at_a_sign, step)
 
 
 def probe_discount() -> environment_lib.Environment:
@@ -145,44 +149,32 @@ def probe_truncation() -> environment_lib.Environment:
   A learner that takes a truncation for an end finds 1.
   """
 
-  def reset(key: types.Key) -> Any:
-    del key
-    return (), jnp.zeros((1,))
-
   def step(key: types.Key, state: Any, action: types.Array) -> Any:
     del key, action
     return state, _outcome(jnp.zeros((1,)), 1.0, truncated=True)
 
-  return _make("probe_truncation", _UNIT, types.DiscreteActions(2), reset, step)
+  return _make("probe_truncation", _UNIT, types.DiscreteActions(2), _start_at_zero, step)
 
 
 def probe_action() -> environment_lib.Environment:
   """One step, reward 1 for action 1 and -1 for action 0: the best return is 1."""
 
-  def reset(key: types.Key) -> Any:
-    del key
-    return (), jnp.zeros((1,))
-
   def step(key: types.Key, state: Any, action: types.Array) -> Any:
     del key
     return state, _outcome(jnp.zeros((1,)), jnp.where(action == 1, 1.0, -1.0), terminated=True)
 
-  return _make("probe_action", _UNIT, types.DiscreteActions(2), reset, step)
+  return _make("probe_action", _UNIT, types.DiscreteActions(2), _start_at_zero, step)
 
 
 def probe_policy() -> environment_lib.Environment:
   """One step, reward 1 for action 1 at observation 1 or 0 at -1, else -1: the best return is 1."""
-
-  def reset(key: types.Key) -> Any:
-    sign = jax.random.rademacher(key, (1,), jnp.float32)
-    return sign, sign
 
   def step(key: types.Key, state: Any, action: types.Array) -> Any:
     del key
     is_right = (action == 1) == (state[0] > 0)
     return state, _outcome(jnp.zeros((1,)), jnp.where(is_right, 1.0, -1.0), terminated=True)
 
-  return _make("probe_policy", _UNIT, types.DiscreteActions(2), reset, step)
+  return _make("probe_policy", _UNIT, types.DiscreteActions(2), _start_at_a_sign, step)
 
 
 def probe_memory(length: int = 4) -> environment_lib.Environment:
@@ -223,13 +215,9 @@ def probe_memory(length: int = 4) -> environment_lib.Environment:
 def probe_continuous(target: float = 0.5, size: int = 1) -> environment_lib.Environment:
   """One step, reward -|action - target|^2, actions in [-1, 1]: the best return is 0."""
 
-  def reset(key: types.Key) -> Any:
-    del key
-    return (), jnp.zeros((1,))
-
   def step(key: types.Key, state: Any, action: types.Array) -> Any:
     del key
     return state, _outcome(jnp.zeros((1,)), -jnp.sum((action - target) ** 2), terminated=True)
 
   actions = types.ContinuousActions(minimum=(-1.0,) * size, maximum=(1.0,) * size)
-  return _make("probe_continuous", _UNIT, actions, reset, step)
+  return _make("probe_continuous", _UNIT, actions, _start_at_zero, step)
