@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import config, types
+from podracer import config, threefry, types
 
 Array = types.Array
 
@@ -120,7 +120,7 @@ def _categorical(num_actions: int) -> ActionDistribution:
       jnp.moveaxis(weights, -1, 0),
       unroll=16,
     )
-    threshold = jax.random.uniform(key, total.shape) * total
+    threshold = threefry.uniform(key, total.shape) * total
     return jnp.sum(sums <= threshold, axis=0, dtype=jnp.int32)
 
   def mode(logits: Array) -> Array:
@@ -153,7 +153,7 @@ def _gaussian(size: int) -> ActionDistribution:
   def sample(key: types.Key, logits: Array) -> Array:
     check(logits)
     mean, log_scale = jnp.split(logits, 2, axis=-1)
-    noise = jax.random.normal(key, mean.shape)
+    noise = threefry.normal(key, mean.shape)
     return jax.lax.stop_gradient(mean + jnp.exp(log_scale) * noise)
 
   def mode(logits: Array) -> Array:

@@ -137,9 +137,8 @@ class SyncCollector(Collector):
       self._was_last = np.asarray(timestep.step_type == types.LAST)
       self._upload = inference.pack(timestep)
     self._clock.enter(clock_lib.TRANSFER)
-    # The last time step is the first of the next unroll: it is put on the device once, for both.
-    self._upload = jax.device_put(self._upload)
-    storage, timesteps, self._tracker, totals, next_state = self._programs.finish(
+    # The last time step is the first of the next unroll, too, and crosses to the device here for both.
+    storage, timesteps, self._tracker, totals, next_state, self._upload = self._programs.finish(
       storage, self._tracker, self._state, self._upload
     )
     timesteps = timesteps._replace(observation=storage.observation)

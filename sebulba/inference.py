@@ -51,10 +51,10 @@ class Programs(NamedTuple):
     new_tracker: () -> EpisodeTracker at the beginning of episodes.
     act: (params, keys, storage, state, t, upload) -> (action, storage, state); `storage` and `state`, the
       agent's, are donated.
-    finish: (storage, tracker, state, upload) -> (storage, timesteps, tracker, totals, state) writes the
-      last time step; donates storage and tracker. `timesteps` lack the observations, which are those
-      of `storage`; `totals`, `[3]` or of N tasks `[3, N]`, are of `EpisodeTotals`; `state` is a copy of the
-      agent's, with which the next unroll begins.
+    finish: (storage, tracker, state, upload) -> (storage, timesteps, tracker, totals, state, upload) writes
+      the last time step; donates storage and tracker. `timesteps` lack the observations, which are
+      those of `storage`; `totals`, `[3]` or of N tasks `[3, N]`, are of `EpisodeTotals`; `state` is a copy of
+      the agent's, and `upload` is on the device: with them the next unroll begins.
     new_state: () -> state of the agent at the beginning of episodes.
     split: trajectory -> one trajectory a learner device.
   """
@@ -127,7 +127,8 @@ def make_programs(
     arrived = jax.tree.map(lambda x: x[1:], timesteps)
     tracker, _ = jax.lax.scan(lambda c, x: (episodes.track(c, x), None), tracker, arrived)
     tracker, totals = episodes.drain(tracker, len(spec.tasks))
-    return storage, timesteps, tracker, stack(totals), jax.tree.map(jnp.copy, state)
+    state, upload = jax.tree.map(jnp.copy, (state, upload))
+    return storage, timesteps, tracker, stack(totals), state, upload
 
   def split(trajectory: types.Trajectory) -> tuple[types.Trajectory, ...]:
     size = batch_size // num_learners
