@@ -22,6 +22,8 @@ NETWORKS = {
   "mlp": config_lib.NetworkConfig(torso="mlp", hidden_sizes=(64, 64), activation="tanh"),
   "nature_cnn": config_lib.NetworkConfig(torso="nature_cnn", hidden_sizes=(512,)),
 }
+NUM_WARM_UPDATES = 8
+"""By then the unrolls that the actors made while the learner compiled have been learnt from."""
 
 
 def make_agent(args, spec):
@@ -66,10 +68,12 @@ def raw_speed(factory, num_environments, num_threads, seconds, batch_size=0):
 
 
 def sebulba_speed(machine, seconds, seed):
-  """Steps/s of the whole, from its first report on; and what it says of its bottleneck."""
+  """Steps/s of the whole, once what waited for the compiler is learnt from; and its last report."""
   begin, steps, said = None, 0, ""
   for news in machine_lib.run(machine, machine.init(seed), num_env_steps=10**12, seed=seed):
     now = time.perf_counter()
+    if news.updates < NUM_WARM_UPDATES:
+      continue
     if begin is None:
       begin, first = now, news.env_steps
     steps, said = news.env_steps, news.summary

@@ -40,7 +40,8 @@ class SebulbaConfig:
   queue_size: int = 1
   """Finished unrolls an actor thread may have waiting; then it waits itself."""
   environment_threads: int = 0
-  """Threads or processes that step the environments of one actor thread; 0 shares out the cores."""
+  """Threads or processes that step the environments of one actor thread; 0 gives it twice its share of
+  the cores, which the others leave idle while they act."""
   environment_mode: Literal["sync", "async"] = "sync"
   """`async` steps whichever environments are ready first (envpool, with lag=latest)."""
   async_batch_size: int = 0

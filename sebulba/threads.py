@@ -156,5 +156,9 @@ class Threads:
 
 
 def default_environment_threads(num_actors: int) -> int:
-  """Returns the cores that one actor thread's environments may have."""
-  return max(1, config_lib.num_cores() // num_actors)
+  """Returns how many threads step the environments of one actor thread.
+
+  Twice its share of the cores: while it acts, the environments of the others can have them.
+  """
+  cores = config_lib.num_cores()
+  return max(1, min(cores, 2 * cores // num_actors))
