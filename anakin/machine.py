@@ -147,6 +147,9 @@ class Anakin:
       donate_argnums=0,
     )
     self._compiled: Any = None
+    sharding.check_empty(
+      environment.spec.name, len(devices), lambda: jax.eval_shape(self._init, self._seeds(0)).actor
+    )
 
   def init(self, seed: int) -> AnakinState:
     """Returns the state at the beginning of a run, on its devices."""

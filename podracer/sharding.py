@@ -3,9 +3,12 @@
 A tree of shardings is a prefix of the state: one entry stands for all that lies below it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from podracer import config
 
 P = jax.sharding.PartitionSpec
 
@@ -33,6 +36,26 @@ def place_empty(state: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x: x if x.size else jax.device_put(x, sharding), tree)
 
   return jax.tree.map(place, shardings, state)
+
+
+def check_empty(name: str, num_devices: int, shapes: Callable[[], Any]) -> None:
+  """Refuses arrays without elements on several devices where XLA's compiler crashes on them.
+
+  Args:
+    name: of the environment that has them.
+    num_devices: that the state is shared out over.
+    shapes: returns the shapes of the state.
+
+  Raises:
+    config.InputError: with jax 0.11.2 (not 0.11.1, nor 0.12).
+  """
+  if jax.__version__ != "0.11.2" or num_devices == 1:
+    return
+  config.check(
+    all(x.size for x in jax.tree.leaves(shapes())),
+    f"environment {name} has an array without elements in its state, on which jax 0.11.2 crashes with "
+    f"{num_devices} devices; take one (on CPU: JAX_NUM_CPU_DEVICES=1), or another version of jax",
+  )
 
 
 def to_checkpoint(state: Any) -> dict[str, Any]:

@@ -88,6 +88,17 @@ def test_an_environment_with_an_array_without_elements_goes_on():
   assert_equal(state.learner.params, same.learner.params)
 
 
+def test_where_jax_crashes_on_an_array_without_elements_it_is_refused(monkeypatch):
+  monkeypatch.setattr(jax, "__version__", "0.11.2")
+  empty = ENDS._replace(
+    reset=lambda key: ((ENDS.reset(key)[0], jnp.zeros((0,))), ENDS.reset(key)[1])
+  )
+  with pytest.raises(config.InputError, match=r"without elements.*JAX_NUM_CPU_DEVICES=1"):
+    make(empty, num_devices=4)
+  make(empty, num_devices=1)
+  make(num_devices=4)
+
+
 def _with_empty(stepped):
   state, outcome = stepped
   return (state, jnp.zeros((0,))), outcome
